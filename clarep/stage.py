@@ -127,7 +127,7 @@ def execute(
         print(e, file=sys.stderr)
         raise StageFailed(f"{e.ename}: {e.evalue}\nin cell {e.exec_count} of {executed}") from e
 
-# %% ../nbs/03_stage.ipynb #4926798f
+# %% ../nbs/03_stage.ipynb #39f33029
 def run_stage(
     stage: str,
     arm: str | None = None,  # of a stage of the matrix
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     from clarep.files import DataError
     try:
         prepare() if args.stage == "prepare" else run_stage(args.stage, args.arm, args.seed)
-    except (ValueError, DataError, StageFailed) as e:
+    except (ValueError, OSError, DataError, StageFailed) as e:
         sys.exit(f"\nerror: stage {args.stage} failed\n{e}\nEarlier outputs are safe: DVC moves them out of the way before a stage runs, and `dvc checkout` brings them back.")
 
 # %% ../nbs/03_stage.ipynb #cae73c5e

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['products', 'extend', 'Spent', 'right_singular_vectors']
 
-# %% ../../nbs/clarid/jacobian.ipynb #ec9ba108
+# %% ../../nbs/clarid/jacobian.ipynb #25a90524
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from torch.func import jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -43,22 +43,21 @@ def _finite(x: torch.Tensor, name: str) -> None:
     if not (ok := x.isfinite().flatten(1).all(1)).all():
         raise ValueError(f"{name} has NaN or inf in samples {torch.nonzero(~ok).flatten().tolist()} of the batch")
 
-# %% ../../nbs/clarid/jacobian.ipynb #9fac9f4b
+# %% ../../nbs/clarid/jacobian.ipynb #61adf2e8
 def extend(
     basis: torch.Tensor, # orthonormal (or zero) rows, `b n d`
     Z: torch.Tensor,     # `b p d`
     fill: torch.Generator | None = None, # where random rows come from
 ) -> tuple[torch.Tensor, torch.Tensor]: # Q `b p d`, orthonormal (or zero) and orthogonal to `basis`; C `b p p` with `Z = C Q` + a part inside `basis`
-    "Orthonormalise new rows against a basis and each other (block Gram-Schmidt, twice)."
-    scale = Z.norm(dim=2).amax(1)
+    "Orthonormal rows for what a block adds to a basis, strongest first (Gram-Schmidt twice, then the SVD of what is left)."
     rest = _outside(basis, Z)
-    Q = torch.linalg.qr(rest.mT, mode="reduced")[0].mT
-    kept = einsum(Q, rest, "b p d, b p d -> b p").abs() > 30 * torch.finfo(Z.dtype).eps * scale[:, None].clamp(min=1e-30)
+    _, size, Q = torch.linalg.svd(rest, full_matrices=False)
+    kept = size > 30 * torch.finfo(Z.dtype).eps * Z.norm(dim=2).amax(1, keepdim=True).clamp(min=1e-30)
     if not kept.all():
-        other = torch.randn(Z.shape, generator=fill).to(Z) if fill else torch.zeros_like(Z)
+        other = torch.randn(Z.shape, generator=fill, dtype=Z.dtype).to(Z.device) if fill else torch.zeros_like(Z)
         Q = torch.where(kept[..., None], Q, other)
-        if fill:
-            Q = torch.linalg.qr(_outside(basis, Q).mT, mode="reduced")[0].mT
+    if fill and not kept.all():
+        Q = torch.linalg.qr(_outside(basis, Q).mT)[0].mT
     Q = _outside(basis, Q)
     return Q, einsum(rest, Q, "b p d, b q d -> b p q")
 

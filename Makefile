@@ -1,0 +1,53 @@
+# The two commands of the README are `make repro` and `make test`. Both set up what they need, once.
+SHELL := /bin/bash
+PYTHON ?= python3
+PRESET ?= default
+
+# With no environment active, .venv is made and used; an active one is taken as it is.
+ifeq ($(VIRTUAL_ENV)$(CONDA_PREFIX),)
+ENV := .venv/.installed
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+else
+ENV := active-env
+endif
+
+.PHONY: repro test lab check docs preset export clean active-env
+.DELETE_ON_ERROR:
+
+repro: $(ENV)              ## run what is out of date, from data to the report
+	dvc repro
+	@echo "The report: runs/report/index.html (Markdown: runs/report/report.md)"
+
+test: $(ENV)               ## every notebook's asserts and the tests; ends with pytest's summary
+	python -m pytest
+
+lab: $(ENV)                ## JupyterLab on the notebooks
+	jupyter lab nbs
+
+check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, links
+	ruff check .
+	python .ci/check.py
+
+docs: $(ENV)               ## the site, into _docs
+	python docs/build.py
+
+preset: $(ENV)             ## write params.yaml from presets/PRESET.yaml: make preset PRESET=smoke
+	python -m clarep.params $(PRESET)
+
+export: $(ENV)             ## notebooks to library
+	nbdev-export
+	nbdev-clean
+
+clean:                     ## what can be made again; never data, runs or the DVC cache
+	rm -rf .venv .scratch _docs _proc .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"error: Python 3.10 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; name another: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.lock
+	.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	touch $@
+
+active-env:
+	@python -c 'import clarep, dvc, nbdev, papermill, torch' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }

@@ -1,0 +1,112 @@
+"""Build the documentation: notebooks to pages with Sphinx, MyST-NB and Furo; no Quarto, no network.
+
+Library notebooks become pages with a heading for every public name; stage notebooks are shown as last executed
+(`dvc repro` writes them), or without outputs where they have not been; the results page is that of `runs/report`.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+HOME = Path(__file__).resolve().parent.parent
+SOURCE, SITE = HOME / "_docs" / "source", HOME / "_docs" / "html"
+CHAPTERS = {
+    "The method": ["diffusion/teacher", "diffusion/ode", "diffusion/train", "clarid/jacobian", "clarid/identify", "clarid/store"],
+    "Students": ["cadistill/students", "cadistill/losses", "cadistill/train"],
+    "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics"],
+    "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report"],
+    "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "clareps", "representation", "student", "evaluate", "report")],
+}
+DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
+
+
+def executed(stage: str) -> Path | None:
+    """The stage notebook as DVC's last run left it; of a matrix, the first one."""
+    places = [HOME / "data" / "digits-on-photos" / "data.ipynb"] if stage == "data" else [*(HOME / "runs" / stage).glob(f"**/{stage}.ipynb")]
+    return next((p for p in sorted(places) if p.is_file()), None)
+
+
+def public_names(source: str) -> list[tuple[str, str]]:
+    """Name and first line of the docstring of every public function and class that a cell defines."""
+    defined = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+    return [(n.name, (ast.get_docstring(n) or "").split("\n")[0]) for n in defined]
+
+
+def converted(notebook, stage: bool):
+    """A notebook as a page: directives gone, imports folded, a heading before each exported definition, progress bars dropped."""
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exported, source = "#| export" in cell.source, DIRECTIVE.sub("", cell.source).strip()
+            if not source:
+                continue
+            cell.source = source
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            if all(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(source).body):
+                cell.metadata["tags"] = ["hide-input"]
+            if exported and (names := public_names(source)):
+                cells.append(nbformat.v4.new_markdown_cell("### " + ", ".join(f"`{n}`" for n, _ in names)))
+        cells.append(cell)
+    if stage and not any(c.get("outputs") for c in cells):
+        cells.insert(1, nbformat.v4.new_markdown_cell(":::{note}\nNot executed in this checkout: `dvc repro` runs it, then `make docs` shows what it found.\n:::"))
+    notebook.cells = cells
+    return notebook
+
+
+def api_page(pages: list[str]) -> str:
+    """A table of every public name, by module."""
+    lines = ["# Every public name\n"]
+    for page in pages:
+        notebook = nbformat.read(HOME / "nbs" / f"{page}.ipynb", 4)
+        module = next(m[1] for c in notebook.cells if (m := re.search(r"#\| default_exp (\S+)", c.source)))
+        found = [(n, doc, names[0][0]) for c in notebook.cells if c.cell_type == "code" and "#| export" in c.source
+                 for names in [public_names(DIRECTIVE.sub("", c.source))] for n, doc in names]
+        lines += [f"\n## [clarep.{module}]({page}.ipynb)\n", "| name | what it is |", "|---|---|"]
+        lines += [f"| `{n}` | {doc.replace('|', chr(92) + '|')} |" for n, doc, _ in found]
+    return "\n".join(lines) + "\n"
+
+
+def toctree(caption: str, pages: list[str]) -> str:
+    return f"\n```{{toctree}}\n:caption: {caption}\n:hidden:\n" + "\n".join(pages) + "\n```\n"
+
+
+def write_sources() -> None:
+    """Fill `SOURCE` with what Sphinx reads."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    for page in ["index", *(p for pages in CHAPTERS.values() for p in pages)]:
+        path, stage = HOME / "nbs" / f"{page}.ipynb", page.startswith("stages/")
+        if stage:
+            path = executed(page.removeprefix("stages/")) or path
+        notebook = converted(nbformat.read(path, 4), stage)
+        if page == "index":
+            trees = toctree("Results", ["results", "api"]) + "".join(toctree(c, p) for c, p in CHAPTERS.items())
+            notebook.cells.append(nbformat.v4.new_markdown_cell(trees))
+        (SOURCE / page).parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, SOURCE / f"{page}.ipynb")
+    library = [p for name, pages in CHAPTERS.items() for p in pages if not p.startswith("stages/")]
+    (SOURCE / "api.md").write_text(api_page(library), encoding="utf-8")
+    report = HOME / "runs" / "report"
+    for picture in report.glob("*.png"):
+        shutil.copy(picture, SOURCE)
+    text = (report / "report.md").read_text(encoding="utf-8") if (report / "report.md").is_file() else "# Results\n\n`dvc repro` makes them.\n"
+    (SOURCE / "results.md").write_text(re.sub(r"\[results\.csv\]\(results\.csv\)", "`runs/report/results.csv`", text), encoding="utf-8")
+    for picture in (HOME / "nbs").glob("*.png"):
+        shutil.copy(picture, SOURCE)
+
+
+def main() -> None:
+    write_sources()
+    shutil.rmtree(SITE, ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-c", str(HOME / "docs"), str(SOURCE), str(SITE)]
+    if subprocess.run(command).returncode:
+        sys.exit("error: Sphinx warned; see above")
+    print(f"the site: {(SITE / 'index.html').relative_to(HOME)}")
+
+
+if __name__ == "__main__":
+    main()

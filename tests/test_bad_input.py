@@ -1,0 +1,80 @@
+"""Bad input: one clear message that names the thing and what to do, a non-zero exit, earlier outputs intact."""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def edited(path: Path, *change: str):
+    """A text file with one replacement, put back afterwards; one that changes nothing is an error."""
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change, 1))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+@contextmanager
+def without(path: Path):
+    """A file moved away, and put back."""
+    shutil.move(path, away := path.with_name(path.name + ".away"))
+    try:
+        yield
+    finally:
+        shutil.move(away, path)
+
+
+def refused(done, *said):
+    assert done.returncode != 0
+    for part in said:
+        assert part in done.stdout + done.stderr, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("change, said", [
+    (("  k: 8", "  kk: 8"), "did you mean `k`"),
+    (("  k: 8", "  k: 1000"), "a latent has only 3*16*16 = 768"),
+    (("  t_e: 300", "  t_e: 1000"), "allowed: 1 to 999"),
+    (("layer: mid_block", "layer: middle"), "it has: conv_in, down_blocks.0"),
+    (("rho: 0.7", "rho: high"), "`data.rho`: 'high'"),
+    (("  k: 8 ", "  # "), "`clareps.k`: missing"),
+])
+def test_impossible_settings_stop_before_anything_is_removed(smoke, run, change, said):
+    with edited(smoke / "params.yaml", *change):
+        refused(run("dvc", "repro"), said)
+    for output in ("runs/teacher/model/unet/config.json", "runs/clareps/shards/index.json", "runs/report/index.html"):
+        assert (smoke / output).is_file()
+
+
+@pytest.mark.parametrize("lost, stage, said", [
+    ("runs/clareps/shards/shard-00001.safetensors", ("student", "--arm", "cadistill", "--seed", "0"), ("has lost shard-00001.safetensors", "dvc checkout")),
+    ("runs/teacher/model/unet/diffusion_pytorch_model.safetensors", ("clareps",), ("runs/teacher/model is damaged or incomplete", "dvc repro -f teacher")),
+    ("data/digits-on-photos/splits", ("teacher",), ("train.safetensors is missing", "dvc repro data")),
+    ("runs/student/ce-0/student.safetensors", ("evaluate", "--arm", "ce", "--seed", "0"), ("student.safetensors is missing",)),
+])
+def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, said):
+    outputs = smoke / "runs" / (f"{stage[0]}/{stage[2]}-{stage[4]}" if len(stage) > 1 else stage[0])
+    before = sorted(outputs.rglob("*"))
+    with without(smoke / lost):
+        refused(run("python", "-m", "clarep.stage", *stage), *said, f"stage {stage[0]} failed", ".scratch/executed")
+    assert before and set(before) - {smoke / lost} <= set(outputs.rglob("*"))
+
+
+def test_a_truncated_shard_is_named(smoke, run):
+    shard = smoke / "runs/clareps/shards/shard-00000.safetensors"
+    whole = shard.read_bytes()
+    try:
+        shard.unlink()
+        shard.write_bytes(whole[: len(whole) // 2])
+        refused(run("python", "-m", "clarep.stage", "student", "--arm", "cadistill", "--seed", "0"), "shard-00000.safetensors is damaged or cut short", "dvc repro -f clareps")
+    finally:
+        shard.write_bytes(whole)
+
+
+def test_an_unknown_stage_or_preset_is_answered_with_the_known_ones(run):
+    refused(run("python", "-m", "clarep.stage", "clarep"), "'clareps'")
+    refused(run("python", "-m", "clarep.params", "smok"), "there are: default, smoke")

@@ -1,0 +1,84 @@
+"""The whole pipeline at smoke size: it ends with metrics, runs nothing twice, and reruns what a change touches."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from conftest import copy_of_project, run_in
+
+from clarep.files import fingerprint
+
+
+def ran(done: subprocess.CompletedProcess) -> set[str]:
+    """The stages that a `dvc repro` ran."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return set(re.findall(r"Running stage '([^']+)'", done.stdout))
+
+
+def test_ends_with_a_table_and_a_page(smoke):
+    table = pd.read_csv(smoke / "runs/report/results.csv")
+    assert table.columns.tolist() == ["stage", "arm", "seed", "metric", "class", "value"]
+    tests = table[(table.stage == "evaluate") & (table["class"] == "all") & (table.metric != "seconds")]
+    assert set(tests.metric) == {"acc_clean", "acc_mixed_same", "acc_mixed_rand", "acc_mixed_next", "acc_only_fg", "acc_no_fg", "bg_gap", "acc_pgd20_linf"}
+    assert tests.groupby(["arm", "seed"]).size().to_dict() == {(a, s): 8 for a in ("ce", "cadistill") for s in (0, 1)}
+    accuracies = table[table.metric.str.startswith("acc_")].value
+    assert accuracies.between(0, 1).all() and not table.duplicated(["stage", "arm", "seed", "metric", "class"]).any()
+    page = (smoke / "runs/report/index.html").read_text()
+    assert "What was found" in page and page.count("data:image/png") == 5 and "://" not in page.replace("data:image", "")
+
+
+def test_canonical_samples_are_a_tenth_of_every_class(smoke):
+    index = json.loads((smoke / "runs/clareps/shards/index.json").read_text())
+    assert sum(index["counts"]) == 30 and index["k"] == 8
+
+
+def test_second_run_runs_nothing(run):
+    assert ran(run("dvc", "repro")) == set()
+
+
+def test_saving_a_stage_notebook_for_its_outputs_reruns_only_the_strip_stage(smoke, run):
+    path = smoke / "nbs/stages/teacher.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="looked at it\n")]
+    nbformat.write(notebook, path)
+    assert ran(run("dvc", "repro")) == {"prepare"}
+
+
+def test_another_k_reruns_clareps_and_what_follows_and_back_is_free(run):
+    back = run("dvc", "exp", "run", "-S", "clareps.k=4")
+    assert {s.split("@")[0] for s in ran(back)} == {"prepare", "clareps", "representation", "student", "evaluate", "report"}
+    assert ran(run("dvc", "exp", "run", "-S", "clareps.k=8")) <= {"prepare", "report"}
+
+
+def test_killed_training_goes_on_and_ends_with_the_same_bytes(smoke):
+    straight = fingerprint(smoke / "runs/teacher/model")
+    command = [os.fspath(Path(os.sys.executable)), "-m", "clarep.stage", "teacher"]
+    job = subprocess.Popen(command, cwd=smoke, env={**os.environ, "PYTHONPATH": str(smoke)}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 120
+    while not list((smoke / ".scratch").glob("teacher-*/state.safetensors")):
+        assert job.poll() is None and time.monotonic() < limit, "no checkpoint appeared"
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert fingerprint(smoke / "runs/teacher/model") == straight
+    done = run_in(smoke, "python", "-m", "clarep.stage", "teacher")
+    assert done.returncode == 0 and "going on from step" in done.stdout, done.stdout + done.stderr
+    assert fingerprint(smoke / "runs/teacher/model") == straight
+    assert not list((smoke / ".scratch").glob("teacher-*"))
+
+
+def test_same_seed_in_a_clean_copy_gives_the_same_metrics(smoke, tmp_path):
+    other = copy_of_project(tmp_path)
+    for command in (("python", "-m", "clarep.params", "smoke"), ("dvc", "repro", "clareps", "student@cadistill-0")):
+        done = run_in(other, *command)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("runs/teacher/metrics.json", "runs/clareps/metrics.json", "runs/student/cadistill-0/metrics.json"):
+        assert (other / name).read_bytes() == (smoke / name).read_bytes()
+    assert fingerprint(other / "runs/clareps/shards") == fingerprint(smoke / "runs/clareps/shards")
+    assert fingerprint(other / "runs/teacher/teacher.ipynb") == fingerprint(smoke / "runs/teacher/teacher.ipynb")
