@@ -139,8 +139,8 @@ def random_crop(tiles: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     cut = Image.fromarray(tile[row:row + side, column:column + side])
     return np.asarray(cut.resize((size, size), Image.Resampling.BOX), np.float32) / 255
 
-# %% ../nbs/02_data.ipynb #c34a9521
-GLYPH = 0.75           # side of a digit, as a share of the image's
+# %% ../nbs/02_data.ipynb #d09835d5
+GLYPH = 1.0            # side of a digit, as a share of the image's
 FRAGMENT = 5 / 8       # side of a clutter fragment, as a share of a digit's
 CLUTTER_OPACITY = 0.5  # of a fragment, as a share of the digit's
 
