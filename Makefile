@@ -11,7 +11,8 @@ else
 ENV := active-env
 endif
 
-.PHONY: repro test lab check docs preset export clean active-env
+
+.PHONY: repro test lab check docs readme preset export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -27,9 +28,13 @@ lab: $(ENV)                ## JupyterLab on the notebooks
 check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, links
 	ruff check .
 	python .ci/check.py
+	python docs/readme.py --check
 
 docs: $(ENV)               ## the site, into _docs
 	python docs/build.py
+
+readme: $(ENV)             ## copy what was found from the report into README.md
+	python docs/readme.py
 
 preset: $(ENV)             ## write params.yaml from presets/PRESET.yaml: make preset PRESET=smoke
 	python -m clarep.params $(PRESET)

@@ -139,21 +139,24 @@ class Teacher:
             raise ValueError(f"the teacher has no layer {layer!r}; it has: {sizes}")
         return self.unet.get_submodule(layer)
 
-# %% ../../nbs/diffusion/teacher.ipynb #725ba9f9
+# %% ../../nbs/diffusion/teacher.ipynb #462b2e12
 def build_unet(
     size: int,            # pixels a side
     num_classes: int,     # without the null class
     channels: list[int],  # of each resolution level, from fine to coarse
     layers_per_block: int = 1,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> UNet2DModel:
     "A class-conditional UNet for RGB images with one more class embedding for the null condition."
     attention = [False] * (len(channels) - 1) + [True]
-    return UNet2DModel(
+    unet = UNet2DModel(
         sample_size=size, in_channels=3, out_channels=3, num_class_embeds=num_classes + 1,
         block_out_channels=tuple(channels), layers_per_block=layers_per_block, norm_num_groups=8, attention_head_dim=min(32, channels[-1]),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
     )
+    return nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns of an empty list of exceptions
 
 
 def build_scheduler(
@@ -164,7 +167,7 @@ def build_scheduler(
     "The noise schedule that the teacher is trained with."
     return DDIMScheduler(num_train_timesteps=num_train_timesteps, beta_schedule=beta_schedule, prediction_type=prediction_type)
 
-# %% ../../nbs/diffusion/teacher.ipynb #5b95fdd1
+# %% ../../nbs/diffusion/teacher.ipynb #32c0c7b5
 def save_teacher(
     folder: str | Path,
     unet: UNet2DModel,
@@ -190,8 +193,8 @@ def load_teacher(
         raise DataError(f"no teacher at {folder}; `dvc repro teacher` trains one")
     names = load_json(folder / "clarep.json", made_by="dvc repro teacher")["class_names"]
     try:
-        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype)
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except Exception as e:
         raise DataError(f"the teacher at {folder} is damaged or incomplete ({e}); run `dvc repro -f teacher`, or bring it back with `dvc checkout {folder}`") from e
-    return Teacher(unet.to(device, dtype), scheduler, names)
+    return Teacher(unet.to(device), scheduler, names)
