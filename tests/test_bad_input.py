@@ -1,10 +1,13 @@
 """Bad input: one clear message that names the thing and what to do, a non-zero exit, earlier outputs intact."""
 
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from clarep.stage import prepare
 
 
 @contextmanager
@@ -40,12 +43,18 @@ def refused(done, *said):
     (("  k: 8", "  k: 1000"), "a latent has only 3*16*16 = 768"),
     (("  t_e: 300", "  t_e: 1000"), "allowed: 1 to 999"),
     (("layer: mid_block", "layer: middle"), "it has: conv_in, down_blocks.0"),
-    (("rho: 0.7", "rho: high"), "`data.rho`: 'high'"),
+    (("rho: 0.75", "rho: high"), "`data.rho`: 'high'"),
     (("  k: 8 ", "  # "), "`clareps.k`: missing"),
 ])
-def test_impossible_settings_stop_before_anything_is_removed(smoke, run, change, said):
-    with edited(smoke / "params.yaml", *change):
-        refused(run("dvc", "repro"), said)
+def test_impossible_settings_are_refused_by_name(smoke, monkeypatch, change, said):
+    monkeypatch.chdir(smoke)
+    with edited(smoke / "params.yaml", *change), pytest.raises(ValueError, match=re.escape(said)):
+        prepare()
+
+
+def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, run):
+    with edited(smoke / "params.yaml", "  k: 8 ", "  # "):
+        refused(run("dvc", "repro"), "`clareps.k`: missing; add it to params.yaml")
     for output in ("runs/teacher/model/unet/config.json", "runs/clareps/shards/index.json", "runs/report/index.html"):
         assert (smoke / output).is_file()
 
