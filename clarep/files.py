@@ -38,7 +38,7 @@ def root(
             return folder
     raise DataError(f"{here} is not inside a clarep project: no dvc.yaml here or above")
 
-# %% ../nbs/01_files.ipynb #5ef162b2
+# %% ../nbs/01_files.ipynb #64b25691
 @contextlib.contextmanager
 def whole(
     path: str | Path, # what is to be written, a file or a folder
@@ -46,13 +46,14 @@ def whole(
     "Write under a temporary name; rename when the block ends well, delete when it does not."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    _remove(part)
+    part, old = (path.with_name(f".{path.name}.{kind}.part") for kind in ("new", "old"))
+    _remove(part), _remove(old)
     try:
         yield part
         if path.is_dir():
-            _remove(path)
+            os.replace(path, old)
         os.replace(part, path)
+        _remove(old)
     except OSError as e:
         _remove(part)
         raise DataError(f"could not write {path}: {e.strerror or e}; what was there before is untouched") from e

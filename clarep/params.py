@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-# %% ../nbs/00_params.ipynb #c21d1327
+# %% ../nbs/00_params.ipynb #2a691362
 class ParamsError(ValueError):
     "A setting that cannot be used; the message names the key, the value and what is allowed."
 
@@ -34,7 +34,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Common(Section):
     "What every stage is told."
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]  # `auto` takes a GPU where there is one
-    dtype: Literal["float32", "float64", "bfloat16"]                         # of networks and latents
+    dtype: Literal["float32", "float64", "bfloat16"]                         # of the teacher and its latents; students use float32
     seed: Annotated[int, Field(ge=0)]                                        # everything random starts from it
 
 # %% ../nbs/00_params.ipynb #99695bd8

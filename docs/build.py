@@ -84,6 +84,8 @@ def write_sources() -> None:
             path = executed(page.removeprefix("stages/")) or path
         notebook = converted(nbformat.read(path, 4), stage)
         if page == "index":
+            for cell in notebook.cells:
+                cell.source = cell.source.replace("../runs/report/report.md", "results.md").replace("../runs/report/", "")
             trees = toctree("Results", ["results", "api"]) + "".join(toctree(c, p) for c, p in CHAPTERS.items())
             notebook.cells.append(nbformat.v4.new_markdown_cell(trees))
         (SOURCE / page).parent.mkdir(parents=True, exist_ok=True)
