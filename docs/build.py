@@ -64,10 +64,10 @@ def api_page(pages: list[str]) -> str:
     for page in pages:
         notebook = nbformat.read(HOME / "nbs" / f"{page}.ipynb", 4)
         module = next(m[1] for c in notebook.cells if (m := re.search(r"#\| default_exp (\S+)", c.source)))
-        found = [(n, doc, names[0][0]) for c in notebook.cells if c.cell_type == "code" and "#| export" in c.source
+        found = [(n, doc, "-".join(name for name, _ in names).lower()) for c in notebook.cells if c.cell_type == "code" and "#| export" in c.source
                  for names in [public_names(DIRECTIVE.sub("", c.source))] for n, doc in names]
         lines += [f"\n## [clarep.{module}]({page}.ipynb)\n", "| name | what it is |", "|---|---|"]
-        lines += [f"| `{n}` | {doc.replace('|', chr(92) + '|')} |" for n, doc, _ in found]
+        lines += [f"| [`{n}`]({page}.ipynb#{anchor}) | {doc.replace('|', chr(92) + '|')} |" for n, doc, anchor in found]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ myst_heading_anchors = 4
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["clarep.css"]
 html_copy_source = False
 html_show_sphinx = False
