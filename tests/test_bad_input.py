@@ -41,7 +41,7 @@ def refused(done, *said):
 @pytest.mark.parametrize("change, said", [
     (("  k: 8", "  kk: 8"), "did you mean `k`"),
     (("  k: 8", "  k: 1000"), "a latent has only 3*16*16 = 768"),
-    (("  t_e: 300", "  t_e: 1000"), "allowed: 1 to 999"),
+    (("  t_e: 100", "  t_e: 1000"), "allowed: 1 to 999"),
     (("layer: mid_block", "layer: middle"), "it has: conv_in, down_blocks.0"),
     (("rho: 0.75", "rho: high"), "`data.rho`: 'high'"),
     (("  k: 8 ", "  # "), "`clareps.k`: missing"),
