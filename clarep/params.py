@@ -67,7 +67,7 @@ class Teacher(Section):
     guidance_scale: Annotated[float, Field(ge=0)]              # of the sample grid
     num_inference_steps: Positive                              # of the sample grid
 
-# %% ../nbs/00_params.ipynb #67c6315c
+# %% ../nbs/00_params.ipynb #201d746a
 class Clareps(Section):
     "CLARID on a share of the training images."
     fraction: Annotated[float, Field(gt=0, le=1)]              # of the training images, stratified by class
@@ -76,7 +76,7 @@ class Clareps(Section):
     k: Annotated[int, Field(ge=0)]                             # directions projected out
     guidance_scale: Annotated[float, Field(ge=0)]              # of the decoding
     num_inference_steps: Positive                              # each way
-    tol: Annotated[float, Field(gt=0, lt=1)]                   # residual of a singular vector, relative to the largest value
+    tol: Annotated[float, Field(gt=0, lt=1)]                   # relative error of a singular value; angle of the span where the spectrum has a gap
     batch_size: Positive
     shard_size: Positive                                       # CLAReps a file
 

@@ -28,7 +28,7 @@ def project_out(
     inside = einsum(V.flatten(2), x.flatten(1), "b k d, b d -> b k")
     return x - einsum(V.flatten(2), inside, "b k d, b k -> b d").reshape_as(x)
 
-# %% ../../nbs/clarid/identify.ipynb #a7b72d70
+# %% ../../nbs/clarid/identify.ipynb #d14365ff
 def sensitive_directions(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -36,18 +36,18 @@ def sensitive_directions(
     t_e: int,
     layer: str,      # one of `teacher.layers()`
     k: int,
-    tol: float = 1e-2,
+    tol: float = 1e-2, # see `right_singular_vectors`
     generator: torch.Generator | None = None,
 ):                   # V `b k c h w`, singular values `b k`, what was spent
     "The k directions in which a layer's activations change most at each latent."
-    return right_singular_vectors(lambda z: teacher.features(z, t_e, c, layer), x, k, tol=tol, generator=generator)
+    return right_singular_vectors(lambda z, c: teacher.features(z, t_e, c, layer), x, k, tol=tol, args=(c,), generator=generator)
 
 
 def pooled(activations: torch.Tensor) -> torch.Tensor:
     "Activations `b c ...` averaged over positions, `b c`."
     return reduce(activations, "b c ... -> b c", "mean")
 
-# %% ../../nbs/clarid/identify.ipynb #cdcdf550
+# %% ../../nbs/clarid/identify.ipynb #5dba193a
 def clarid(
     teacher: Teacher,
     images: torch.Tensor, # in [-1, 1], `b c h w`
@@ -65,7 +65,7 @@ def clarid(
     "Canonical Latent Representations of images under their own class (CLARID)."
     c = teacher.condition(labels)
     x = invert(teacher, teacher.encode(images), c, t_e, steps)
-    values, spent = x.new_zeros(len(x), 0), 0
+    values, spent = x.new_zeros(len(x), 0), torch.zeros(len(x), dtype=torch.long)
     if k:
         V, values, info = sensitive_directions(teacher, x, c, t_e, layer, k, tol, generator)
         x, spent = project_out(x, V.to(x.dtype)), info.products
@@ -83,7 +83,7 @@ def _batch(teacher, x, c, labels, index, values, spent, t_e, layer, guidance, st
         index=torch.arange(n) if index is None else index.cpu(),
         singular_values=values.float().cpu(),
         teacher_evals=torch.full((n,), steps + evaluations(steps, guidance) + 1),
-        jacobian_products=torch.full((n,), spent),
+        jacobian_products=spent,
     )
 
 # %% ../../nbs/clarid/identify.ipynb #24ac0ba8
