@@ -53,6 +53,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'clarep.clarid.bench.methods': ('clarid/bench.html#methods', 'clarep/clarid/bench.py'),
                                      'clarep.clarid.bench.power_iteration': ('clarid/bench.html#power_iteration', 'clarep/clarid/bench.py'),
                                      'clarep.clarid.bench.propack': ('clarid/bench.html#propack', 'clarep/clarid/bench.py'),
+                                     'clarep.clarid.bench.published': ('clarid/bench.html#published', 'clarep/clarid/bench.py'),
                                      'clarep.clarid.bench.quality': ('clarid/bench.html#quality', 'clarep/clarid/bench.py'),
                                      'clarep.clarid.bench.teacher_case': ('clarid/bench.html#teacher_case', 'clarep/clarid/bench.py')},
             'clarep.clarid.identify': { 'clarep.clarid.identify._batch': ('clarid/identify.html#_batch', 'clarep/clarid/identify.py'),

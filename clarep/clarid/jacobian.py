@@ -167,7 +167,7 @@ def vectors(self: Bidiagonal, i: int, coordinates: torch.Tensor) -> torch.Tensor
     "Directions of sample `i`, `k d`, of their coordinates `k n+width`."
     return coordinates.to(self.Q) @ self.Q[i, :coordinates.shape[1]]
 
-# %% ../../nbs/clarid/jacobian.ipynb #c96c21a7
+# %% ../../nbs/clarid/jacobian.ipynb #c459cc73
 @dataclass(frozen=True)
 class Estimate:
     "How far the top k of an approximate spectrum are from the truth, per sample."
@@ -185,11 +185,12 @@ def estimate(
     tol: float,
     eps: float,      # of the arithmetic that made them; ten times it is noise
 ) -> Estimate:
-    "Errors of the top k from residuals and gaps (Parlett 1998, ch. 11; Wedin 1972)."
+    "Errors of the top k from residuals and gaps (Mathias 1998; Wedin 1972)."
     S, r = (torch.nn.functional.pad(z, (0, max(0, k + 1 - z.shape[1]))) for z in (S, r))
     top, following, noise = S[:, :k], S[:, k], 10 * eps * S[:, 0]
     gap = (top - following[:, None]).clamp(min=1e-300)
-    value = torch.minimum(r[:, :k], r[:, :k].square() / gap)
+    together = r.square().cumsum(1)[:, None, :-1] / (top[:, :, None] - S[:, None, 1:]).clamp(min=1e-300) # `b k n-1`: as one of the first j
+    value = torch.minimum(r[:, :k], together.amin(2))
     angle = (r[:, :k] / gap).norm(dim=1).clamp(max=math.pi / 2)
     separated = gap[:, -1] > 10 * tol * top[:, -1]
     span = torch.where(separated, (angle <= tol) & (r[:, k] <= gap[:, -1] / 2), r[:, k] <= torch.maximum(10 * tol * top[:, -1], noise))
