@@ -67,7 +67,7 @@ class Teacher(Section):
     guidance_scale: Annotated[float, Field(ge=0)]              # of the sample grid
     num_inference_steps: Positive                              # of the sample grid
 
-# %% ../nbs/00_params.ipynb #201d746a
+# %% ../nbs/00_params.ipynb #b9859ad8
 class Clareps(Section):
     "CLARID on a share of the training images."
     fraction: Annotated[float, Field(gt=0, le=1)]              # of the training images, stratified by class
@@ -77,6 +77,7 @@ class Clareps(Section):
     guidance_scale: Annotated[float, Field(ge=0)]              # of the decoding
     num_inference_steps: Positive                              # each way
     tol: Annotated[float, Field(gt=0, lt=1)]                   # relative error of a singular value; angle of the span where the spectrum has a gap
+    energy: Annotated[float, Field(gt=0, lt=1)] | None         # share of the exact energy at which the search may stop already; null: not before `tol`
     batch_size: Positive
     shard_size: Positive                                       # CLAReps a file
 
@@ -86,6 +87,10 @@ class Representation(Section):
     probe_epochs: Positive
     n_samples: Annotated[int, Field(ge=10)]                    # drawn from noise, to judge the teacher
     guidance_scales: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    n_images: Annotated[int, Field(ge=10)]                     # held-out images that are projected, of either set of backgrounds
+    n_seeds: Positive                                          # judges of either kind
+    ks: Annotated[list[Positive], Field(min_length=1)]         # numbers of directions removed, for the frontier
+    protected: Positive                                        # class directions that the context directions keep out of
 
 # %% ../nbs/00_params.ipynb #26de7e87
 class Compare(Section):

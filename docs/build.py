@@ -16,7 +16,7 @@ import nbformat
 HOME = Path(__file__).resolve().parent.parent
 SOURCE, SITE = HOME / "_docs" / "source", HOME / "_docs" / "html"
 CHAPTERS = {
-    "The method": ["diffusion/teacher", "diffusion/ode", "diffusion/train", "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/store"],
+    "The method": ["diffusion/teacher", "diffusion/ode", "diffusion/train", "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/controls", "clarid/store"],
     "Students": ["cadistill/students", "cadistill/losses", "cadistill/train"],
     "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics"],
     "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report"],

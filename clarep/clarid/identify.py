@@ -28,7 +28,7 @@ def project_out(
     inside = einsum(V.flatten(2), x.flatten(1), "b k d, b d -> b k")
     return x - einsum(V.flatten(2), inside, "b k d, b k -> b d").reshape_as(x)
 
-# %% ../../nbs/clarid/identify.ipynb #d14365ff
+# %% ../../nbs/clarid/identify.ipynb #83563860
 def sensitive_directions(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -36,18 +36,19 @@ def sensitive_directions(
     t_e: int,
     layer: str,      # one of `teacher.layers()`
     k: int,
-    tol: float = 1e-2, # see `right_singular_vectors`
+    tol: float = 1e-2, # this and the next: see `right_singular_vectors`
+    energy: float | None = None,
     generator: torch.Generator | None = None,
 ):                   # V `b k c h w`, singular values `b k`, what was spent
     "The k directions in which a layer's activations change most at each latent."
-    return right_singular_vectors(lambda z, c: teacher.features(z, t_e, c, layer), x, k, tol=tol, args=(c,), generator=generator)
+    return right_singular_vectors(lambda z, c: teacher.features(z, t_e, c, layer), x, k, tol=tol, energy=energy, args=(c,), generator=generator)
 
 
 def pooled(activations: torch.Tensor) -> torch.Tensor:
     "Activations `b c ...` averaged over positions, `b c`."
     return reduce(activations, "b c ... -> b c", "mean")
 
-# %% ../../nbs/clarid/identify.ipynb #5dba193a
+# %% ../../nbs/clarid/identify.ipynb #7c3bccc6
 def clarid(
     teacher: Teacher,
     images: torch.Tensor, # in [-1, 1], `b c h w`
@@ -58,7 +59,8 @@ def clarid(
     k: int,               # directions to remove
     guidance: float,      # scale of the decoding
     steps: int,           # of the inversion, and of the decoding
-    tol: float = 1e-2,    # of the singular vectors
+    tol: float = 1e-2,    # this and the next: when the search for directions stops, see `right_singular_vectors`
+    energy: float | None = None,
     index: torch.Tensor | None = None, # place of each image in its data set; counted from 0 when not given
     generator: torch.Generator | None = None,
 ) -> Batch: # CLAReps, Canonical Samples and Features, on the CPU
@@ -67,7 +69,7 @@ def clarid(
     x = invert(teacher, teacher.encode(images), c, t_e, steps)
     values, spent = x.new_zeros(len(x), 0), torch.zeros(len(x), dtype=torch.long)
     if k:
-        V, values, info = sensitive_directions(teacher, x, c, t_e, layer, k, tol, generator)
+        V, values, info = sensitive_directions(teacher, x, c, t_e, layer, k, tol, energy, generator)
         x, spent = project_out(x, V.to(x.dtype)), info.products
     return _batch(teacher, x, c, labels, index, values, spent, t_e, layer, guidance, steps)
 
