@@ -50,8 +50,8 @@ def findings(
 def _signed(part: pd.DataFrame, metric: str) -> str:
     return f"{NAMES.get(metric, metric)} ({part.set_index('metric').difference[metric]:+.3f})"
 
-# %% ../nbs/04_report.ipynb #0d15bbde
-OURS = {"clarid", "context"}
+# %% ../nbs/04_report.ipynb #46075977
+OURS = {"clarid", "context", "weighted"}
 
 
 def what_is_left(

@@ -116,7 +116,7 @@ def _outside(basis: torch.Tensor, Z: torch.Tensor) -> torch.Tensor:
         Z = Z - einsum(einsum(Z, basis, "b p d, b n d -> b p n"), basis, "b p n, b n d -> b p d")
     return Z
 
-# %% ../../nbs/clarid/jacobian.ipynb #82c36a94
+# %% ../../nbs/clarid/jacobian.ipynb #f48d9822
 class Bidiagonal:
     "Bases with `J Q = U B`, grown a block a round; `n` rows of `Q` and `U` are complete, the next `width` rows of `Q` wait; `used` counts products of either kind."
     def __init__(
@@ -141,14 +141,14 @@ def grow(self: Bidiagonal, fill: torch.Tensor) -> None:
     self.used += self.width
     image = self.products.forward(self.Q[:, n:m])
     self.U[:, n:m], _ = extend(self.U[:, :n], image)
-    self.B[:, :m, n:m] = einsum(self.U[:, :m], image, "b r m, b c m -> b r c").double().cpu()
+    self.B[:, :m, n:m] = einsum(self.U[:, :m], image, "b r m, b c m -> b r c").cpu().double()
     self.gain = torch.linalg.matrix_norm(self.B[:, :m, n:m], 2)
     back = self.products.backward(self.U[:, n:m])
     self.n, self.width = m, min(self.width, self.Q.shape[2] - m)
     if self.width:
         after, C = extend(self.Q[:, :m], back, fill)
         self.Q[:, m:m + self.width] = after[:, :self.width]
-        self.B[:, n:m, m:m + self.width] = C[:, :, :self.width].double().cpu()
+        self.B[:, n:m, m:m + self.width] = C[:, :, :self.width].cpu().double()
 
 # %% ../../nbs/clarid/jacobian.ipynb #fae9451e
 @patch

@@ -124,8 +124,8 @@ def frontier(
         found |= {(method, k): decoded(project_out(x, V[:, :k].to(x))) for k in ks if k <= V.shape[1]}
     return found
 
-# %% ../../nbs/evaluate/representation.ipynb #b7d1af9e
-STYLE = {"clarid": ("#0072B2", "o-"), "context": ("#009E73", "D-"), "unconditional": ("#56B4E9", "v--"), "output_jacobian": ("#CC79A7", "P--"), "smallest": ("#999999", "X:"),
+# %% ../../nbs/evaluate/representation.ipynb #0199940b
+STYLE = {"clarid": ("#0072B2", "o-"), "context": ("#009E73", "D-"), "weighted": ("#8B4513", "h-"), "unconditional": ("#56B4E9", "v--"), "output_jacobian": ("#CC79A7", "P--"), "smallest": ("#999999", "X:"),
          "random": ("#D55E00", "s:"), "low_frequency": ("#000000", "^-"), "class_pca": ("#E69F00", "<-")}
 
 
