@@ -108,6 +108,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'clarep/clarid/jacobian.py'),
                                         'clarep.clarid.jacobian.Products.forward': ( 'clarid/jacobian.html#products.forward',
                                                                                      'clarep/clarid/jacobian.py'),
+                                        'clarep.clarid.jacobian.Products.narrow': ( 'clarid/jacobian.html#products.narrow',
+                                                                                    'clarep/clarid/jacobian.py'),
                                         'clarep.clarid.jacobian.Products.of': ( 'clarid/jacobian.html#products.of',
                                                                                 'clarep/clarid/jacobian.py'),
                                         'clarep.clarid.jacobian.Search': ('clarid/jacobian.html#search', 'clarep/clarid/jacobian.py'),

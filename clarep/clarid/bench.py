@@ -205,7 +205,7 @@ def methods(f: Callable, x: torch.Tensor, args: tuple, k: int, exact: torch.Tens
         "dense": lambda: dense(J(), k),
     }
 
-# %% ../../nbs/clarid/bench.ipynb #ec7945b9
+# %% ../../nbs/clarid/bench.ipynb #f37b0479
 def measure(
     f: Callable, x: torch.Tensor, args: tuple, # see `right_singular_vectors`
     exact: torch.Tensor, # singular values, `b n`
@@ -218,12 +218,14 @@ def measure(
 ) -> list[dict]:         # a row a method
     "Products, seconds, memory and quality of every method on one batch."
     J = Products(f, x, args)
-    start = time.perf_counter()
-    with torch.no_grad():
-        for _ in range(3):
+    laps = []
+    for _ in range(7):
+        start = time.perf_counter()
+        with torch.no_grad():
             f(x, *args)
-    pause()
-    forward = (time.perf_counter() - start) / 3
+        pause()
+        laps.append(time.perf_counter() - start)
+    forward = float(np.median(laps))
     with Memory(x.device) as one_pass:
         J = Products(f, x, args)
         J.backward(J.forward(x.new_ones(len(x), 2, x[0].numel())))

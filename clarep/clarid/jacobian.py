@@ -67,7 +67,7 @@ def _finite(x: torch.Tensor, name: str, rows: torch.Tensor) -> None:
     if not (ok := x.isfinite().flatten(1).all(1)).all():
         raise ValueError(f"{name} has NaN or inf in samples {rows[~ok.cpu()].tolist()} of the batch")
 
-# %% ../../nbs/clarid/jacobian.ipynb #08291e45
+# %% ../../nbs/clarid/jacobian.ipynb #90b7bf7f
 @patch
 @torch.no_grad()
 def _each(self: Products, product: Callable, Z: torch.Tensor, name: str) -> torch.Tensor:
@@ -91,6 +91,16 @@ def of(self: Products, rows: torch.Tensor) -> Products:
     other = object.__new__(Products)
     other.__dict__.update(self.__dict__, rows=rows)
     return other
+
+
+@patch
+def narrow(self: Products, rows: torch.Tensor) -> None:
+    "Go on with fewer samples; what was kept for the others is freed first."
+    if self.args is None:
+        self.rows = rows
+    else:
+        self.y = self.pull = self.push = None
+        self.__init__(self.f, self.x, self.args, rows, self.chunk)
 
 # %% ../../nbs/clarid/jacobian.ipynb #7c5568ff
 def extend(
@@ -214,7 +224,7 @@ def hidden_copies(
     more = first.square() - S[:, k - 1:k].square()
     return ((first - last <= unsure) & (first - S[:, k - 1:k] > unsure) & (more > torch.as_tensor(allowed)[..., None])).any(1)
 
-# %% ../../nbs/clarid/jacobian.ipynb #2efbbf5d
+# %% ../../nbs/clarid/jacobian.ipynb #509cc03f
 @patch
 def compress(self: Bidiagonal, keep: int) -> None:
     "Rotate the bases to their singular vectors and keep the first `keep`, and the block that waits."
@@ -240,7 +250,7 @@ def leave(self: Bidiagonal, staying: torch.Tensor) -> None: # `b`, bool
             if i != j:
                 whole[i].copy_(whole[j])
         setattr(self, name, whole[:int(staying.sum())])
-    self.products = self.products.of(self.products.rows[staying])
+    self.products.narrow(self.products.rows[staying])
 
 # %% ../../nbs/clarid/jacobian.ipynb #05282f5f
 @patch
