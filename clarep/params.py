@@ -67,7 +67,7 @@ class Teacher(Section):
     guidance_scale: Annotated[float, Field(ge=0)]              # of the sample grid
     num_inference_steps: Positive                              # of the sample grid
 
-# %% ../nbs/00_params.ipynb #b9859ad8
+# %% ../nbs/00_params.ipynb #2102277a
 class Clareps(Section):
     "CLARID on a share of the training images."
     fraction: Annotated[float, Field(gt=0, le=1)]              # of the training images, stratified by class
@@ -87,10 +87,6 @@ class Representation(Section):
     probe_epochs: Positive
     n_samples: Annotated[int, Field(ge=10)]                    # drawn from noise, to judge the teacher
     guidance_scales: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
-    n_images: Annotated[int, Field(ge=10)]                     # held-out images that are projected, of either set of backgrounds
-    n_seeds: Positive                                          # judges of either kind
-    ks: Annotated[list[Positive], Field(min_length=1)]         # numbers of directions removed, for the frontier
-    protected: Positive                                        # class directions that the context directions keep out of
 
 # %% ../nbs/00_params.ipynb #26de7e87
 class Compare(Section):
