@@ -308,7 +308,7 @@ class Goal:
         missing = max(e.missing.item(), max(steps) * rate / (1 - rate))
         return e.energy.item() >= self.share * (e.energy.item() + missing)
 
-# %% ../../nbs/clarid/jacobian.ipynb #ad025490
+# %% ../../nbs/clarid/jacobian.ipynb #d64fda7c
 @dataclass
 class Search:
     "A search under way: the goal, and what has been found of each sample of the batch."
@@ -325,7 +325,7 @@ class Search:
         "`p` random rows; which, depends only on how far the search is."
         return torch.randn(p, self.V.shape[2], generator=torch.Generator().manual_seed(self.seed + K.used), dtype=self.V.dtype).to(self.V.device)
 
-
+# %% ../../nbs/clarid/jacobian.ipynb #2b85a0b5
 @patch
 def look(
     self: Search,
@@ -352,7 +352,7 @@ def look(
         self.spent.converged[row] = done and not hidden
     return "ended" if over or done and not hidden else "hidden" if done else "going"
 
-
+# %% ../../nbs/clarid/jacobian.ipynb #9562180b
 @patch
 def run(
     self: Search,
@@ -379,7 +379,7 @@ def run(
         if set(state) != {"going"}:
             K.leave(torch.tensor([s == "going" for s in state]))
 
-# %% ../../nbs/clarid/jacobian.ipynb #ee9c4550
+# %% ../../nbs/clarid/jacobian.ipynb #632869cf
 @torch.no_grad()
 def right_singular_vectors(
     f: Callable,     # maps `b ...` to `b ...`; row i of the output depends on row i of the input only
@@ -411,7 +411,7 @@ def right_singular_vectors(
     _warn(f, x, args, S, spent, tol if energy is None else energy)
     return V.reshape(b, k, *x.shape[1:]), S.to(V.device, V.dtype), spent
 
-
+# %% ../../nbs/clarid/jacobian.ipynb #f30fd829
 def _check(k, d, block, max_products, max_basis):
     if not 1 <= k <= d:
         raise ValueError(f"k is {k}; a latent of {d} numbers has 1 to {d} directions")
