@@ -12,7 +12,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test lab check docs readme preset bench export clean active-env
+.PHONY: repro test lab check docs readme preset bench recipes export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -41,6 +41,9 @@ preset: $(ENV)             ## write params.yaml from presets/PRESET.yaml: make p
 
 bench: $(ENV)              ## the kernel against its rivals, into bench/ (needs a trained teacher: make repro)
 	python -m clarep.clarid.bench
+
+recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
+	python -m clarep.diffusion.recipes
 
 export: $(ENV)             ## notebooks to library
 	nbdev-export

@@ -28,8 +28,8 @@ def preflight(
     if lost := [m for m in modules if not there(m)]:
         sys.exit(f"error: {sys.executable} lacks {', '.join(lost)}. Activate the project's environment (`. .venv/bin/activate`), or go through `make repro`, which makes it")
 
-# %% ../nbs/03_stage.ipynb #2f9255f3
-STAGES = ["data", "teacher", "clareps", "representation", "student", "evaluate", "report"]
+# %% ../nbs/03_stage.ipynb #a7ee7ce1
+STAGES = ["data", "teacher", "select", "clareps", "representation", "directions", "student", "evaluate", "report"]
 
 
 def out_folder(
@@ -42,7 +42,7 @@ def out_folder(
         return Path("data/digits-on-photos")
     return Path("runs") / stage / (f"{arm}-{seed}" if arm else "")
 
-# %% ../nbs/03_stage.ipynb #945270ce
+# %% ../nbs/03_stage.ipynb #5be64b9b
 def strip(notebook):
     "Remove from a notebook, in place, everything but its sources and tags: outputs, counts, ids, other metadata."
     for i, cell in enumerate(notebook.cells):
@@ -81,8 +81,10 @@ def prepare() -> None:
     from clarep.params import load_params
     p = load_params(root() / "params.yaml")
     teacher = Teacher(build_unet(p.data.size, len(DIGITS), p.teacher.channels, p.teacher.layers_per_block), build_scheduler(), DIGITS)
-    if p.clareps.layer not in (layers := teacher.layers()):
-        raise ValueError(f"`clareps.layer`: the teacher has no layer {p.clareps.layer!r}; it has: {', '.join(layers)}")
+    layers = teacher.layers()
+    for key, asked in [("clareps.layer", [p.clareps.layer] if p.clareps.layer else []), ("clareps.feature_layer", [p.clareps.feature_layer]), ("select.layers", p.select.layers)]:
+        if lost := [layer for layer in asked if layer not in layers]:
+            raise ValueError(f"`{key}`: the teacher has no layer {lost[0]!r}; it has: {', '.join(layers)}")
     with whole(root() / "runs" / "stages") as part:
         part.mkdir()
         for name in STAGES:

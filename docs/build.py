@@ -16,11 +16,12 @@ import nbformat
 HOME = Path(__file__).resolve().parent.parent
 SOURCE, SITE = HOME / "_docs" / "source", HOME / "_docs" / "html"
 CHAPTERS = {
-    "The method": ["diffusion/teacher", "diffusion/ode", "diffusion/train", "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/controls", "clarid/store"],
+    "The method": ["diffusion/teacher", "diffusion/ode", "diffusion/train", "diffusion/recipes",
+                   "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/select", "clarid/controls", "clarid/directions", "clarid/store"],
     "Students": ["cadistill/students", "cadistill/losses", "cadistill/train"],
     "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics"],
     "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report"],
-    "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "clareps", "representation", "student", "evaluate", "report")],
+    "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "student", "evaluate", "report")],
 }
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 

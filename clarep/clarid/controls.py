@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['random_directions', 'low_frequencies', 'principal_directions', 'class_directions', 'context_directions',
-           'weighted_directions', 'everything']
+           'weighted_directions', 'class_average_directions', 'soft_projection', 'restore_norm', 'several_times',
+           'everything', 'leftovers']
 
-# %% ../../nbs/clarid/controls.ipynb #1042569c
+# %% ../../nbs/clarid/controls.ipynb #07c9b913
 import math
 
 import torch
 from einops import einsum, rearrange, repeat
 
-from .identify import sensitive_directions
+from .identify import project_out, sensitive_directions
 from .jacobian import right_singular_vectors
+from ..diffusion.ode import decode
 from ..diffusion.teacher import Teacher
 
 # %% ../../nbs/clarid/controls.ipynb #576dc754
@@ -102,7 +104,65 @@ def weighted_directions(
     Y = right_singular_vectors(moved, torch.zeros_like(x), k, args=(c, x), **search)[0].to(x)
     return torch.linalg.qr((Y.flatten(2) @ root).mT)[0].mT.reshape_as(Y)
 
-# %% ../../nbs/clarid/controls.ipynb #b02b81a2
+# %% ../../nbs/clarid/controls.ipynb #c5945a60
+def class_average_directions(
+    teacher: Teacher,
+    latents: torch.Tensor, # of other images at `t_e`, `n c h w`
+    labels: torch.Tensor,  # their classes, `n`
+    c: torch.Tensor,       # classes of the samples, `b`
+    t_e: int,
+    layer: str,
+    k: int,
+    n: int = 8,            # latents of each class that are averaged over
+    **search,              # see `right_singular_vectors`
+) -> torch.Tensor:         # `b k c h w`
+    "The most sensitive directions on average over other images of each sample's class (ours)."
+    found = {}
+    for label in c.unique().tolist():
+        x = latents[labels == label][:n].to(teacher.device, teacher.dtype)
+        V, S, _ = sensitive_directions(teacher, x, teacher.condition(torch.full((len(x),), label)), t_e, layer, k, **search)
+        scaled = rearrange(V * S[..., None, None, None], "b k c h w -> (b k) (c h w)")
+        found[label] = torch.linalg.svd(scaled.double(), full_matrices=False)[2][:k].reshape(k, *latents.shape[1:]).to(x)
+    return torch.stack([found[label] for label in c.tolist()])
+
+# %% ../../nbs/clarid/controls.ipynb #2626e2a9
+def soft_projection(
+    x: torch.Tensor, # latents, `b ...`
+    V: torch.Tensor, # orthonormal directions, strongest first, `b n ...`
+    S: torch.Tensor, # their singular values, `b n`
+    k: int,          # the direction of which half is kept
+    power: float = 4.0,
+) -> torch.Tensor:
+    "Shrink each direction by its singular value relative to the k-th (ours)."
+    gone = 1 / (1 + (S[:, k - 1:k] / S) ** power)
+    inside = einsum(V.flatten(2), x.flatten(1), "b k d, b d -> b k") * gone
+    return x - einsum(V.flatten(2), inside, "b k d, b k -> b d").reshape_as(x)
+
+
+def restore_norm(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    "Scale projected latents `z` to the norms of the latents `x` they came from (ours)."
+    return z * (x.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def several_times(
+    teacher: Teacher,
+    x: torch.Tensor,   # latents at the first time, `b c h w`
+    c: torch.Tensor,   # conditions, `b`
+    times: list[int],  # falling
+    layer: str,
+    k: int,            # directions in all
+    steps: int,        # from the first time to clean data
+    **search,          # see `right_singular_vectors`
+) -> torch.Tensor:     # latents at the last time, `b c h w`
+    "Remove an equal part of the k directions at every time, decoding under the null condition in between (ours)."
+    for n, t in enumerate(times):
+        V = sensitive_directions(teacher, x, c, t, layer, math.ceil(k / len(times)), **search)[0]
+        x = project_out(x, V.to(x))
+        if n + 1 < len(times):
+            x = decode(teacher, x, c, t, max(1, round(steps * (t - times[n + 1]) / times[0])), 0.0, until=times[n + 1])
+    return x
+
+# %% ../../nbs/clarid/controls.ipynb #2823bb78
 def everything(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -114,14 +174,27 @@ def everything(
     others: tuple[torch.Tensor, torch.Tensor], # latents of other images at `t_e`, and their classes
     generator: torch.Generator | None = None,
     energy: float = 0.99, # see `right_singular_vectors`
-) -> dict[str, torch.Tensor]: # method: `b k c h w`, on the CPU
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # method: `b k c h w`, and CLARID's singular values, on the CPU
     "CLARID's directions, those of our variants, and of every control."
-    c, null = teacher.condition(labels), teacher.null(len(x))
-    def sensitive(under, where):
-        return sensitive_directions(teacher, x, under, t_e, where, k, energy=energy)[0]
-    clarid = sensitive(c, layer)
-    W = class_directions(teacher, x, c, t_e, layer, protected, energy=energy)
-    found = {"clarid": clarid, "context": context_directions(teacher, x, c, t_e, layer, k, W, energy=energy), "weighted": weighted_directions(teacher, x, c, t_e, layer, k, others[0], energy=energy),
-             "unconditional": sensitive(null, layer), "output_jacobian": sensitive(c, "output"), "smallest": clarid.flip(1),
+    c, null, search = teacher.condition(labels), teacher.null(len(x)), {"energy": energy}
+    V, S, _ = sensitive_directions(teacher, x, c, t_e, layer, k, **search)
+    W = class_directions(teacher, x, c, t_e, "output", protected, **search)
+    found = {"clarid": V, "context": context_directions(teacher, x, c, t_e, layer, k, W, **search),
+             "weighted": weighted_directions(teacher, x, c, t_e, layer, k, others[0], **search),
+             "class_average": class_average_directions(teacher, *others, c, t_e, layer, k, **search),
+             "unconditional": sensitive_directions(teacher, x, null, t_e, layer, k, **search)[0],
+             "output_jacobian": sensitive_directions(teacher, x, c, t_e, "output", k, **search)[0], "smallest": V.flip(1),
              "random": random_directions(x, k, generator), "low_frequency": low_frequencies(x, k), "class_pca": principal_directions(*others, c, k)}
-    return {method: V.float().cpu() for method, V in found.items()}
+    return {method: V.float().cpu() for method, V in found.items()}, S.float().cpu()
+
+
+def leftovers(
+    x: torch.Tensor,                     # latents at `t_e`, `b c h w`
+    directions: dict[str, torch.Tensor], # of `everything`
+    values: torch.Tensor,                # CLARID's singular values
+    ks: list[int],
+) -> dict[tuple[str, int], torch.Tensor]: # (method, k): what is left, `b c h w`; ("guidance_only", 0) is the unprojected latent
+    "Remove the first k directions of every method; CLARID's also softly, and with the norm restored."
+    V, S = directions["clarid"].to(x), values.to(x)
+    left = {("guidance_only", 0): x} | {(m, k): project_out(x, D[:, :k].to(x)) for m, D in directions.items() for k in ks}
+    return left | {("soft", k): soft_projection(x, V, S, k) for k in ks} | {("norm_restored", k): restore_norm(left["clarid", k], x) for k in ks}

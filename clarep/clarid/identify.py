@@ -48,7 +48,7 @@ def pooled(activations: torch.Tensor) -> torch.Tensor:
     "Activations `b c ...` averaged over positions, `b c`."
     return reduce(activations, "b c ... -> b c", "mean")
 
-# %% ../../nbs/clarid/identify.ipynb #7c3bccc6
+# %% ../../nbs/clarid/identify.ipynb #0d1c8788
 def clarid(
     teacher: Teacher,
     images: torch.Tensor, # in [-1, 1], `b c h w`
@@ -61,6 +61,7 @@ def clarid(
     steps: int,           # of the inversion, and of the decoding
     tol: float = 1e-2,    # this and the next: when the search for directions stops, see `right_singular_vectors`
     energy: float | None = None,
+    feature_layer: str | None = None, # of the Canonical Features; `layer` when not given
     index: torch.Tensor | None = None, # place of each image in its data set; counted from 0 when not given
     generator: torch.Generator | None = None,
 ) -> Batch: # CLAReps, Canonical Samples and Features, on the CPU
@@ -71,7 +72,7 @@ def clarid(
     if k:
         V, values, info = sensitive_directions(teacher, x, c, t_e, layer, k, tol, energy, generator)
         x, spent = project_out(x, V.to(x.dtype)), info.products
-    return _batch(teacher, x, c, labels, index, values, spent, t_e, layer, guidance, steps)
+    return _batch(teacher, x, c, labels, index, values, spent, t_e, feature_layer or layer, guidance, steps)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .teacher import Teacher
 
-# %% ../../nbs/diffusion/ode.ipynb #1a0330bc
+# %% ../../nbs/diffusion/ode.ipynb #7cc0d71c
 def ddim_step(
     x0: torch.Tensor,  # predicted clean data, `b c h w`
     eps: torch.Tensor, # predicted noise, `b c h w`
@@ -23,13 +23,14 @@ def ddim_step(
 
 
 def time_grid(
-    t_e: int,   # the noisy end
-    steps: int, # number of steps
-) -> list[int]: # `steps + 1` timesteps, -1 (clean data) first
-    "Timesteps from clean data to `t_e`, evenly spaced; raises `ValueError` when there are more steps than timesteps."
-    if steps < 1 or steps > t_e + 1:
-        raise ValueError(f"{steps} steps do not fit between clean data and timestep {t_e}")
-    return [round(-1 + (t_e + 1) * i / steps) for i in range(steps + 1)]
+    t_e: int,        # the noisy end
+    steps: int,      # number of steps
+    until: int = -1, # the clean end
+) -> list[int]:      # `steps + 1` timesteps, `until` first; -1 is clean data
+    "Timesteps from `until` to `t_e`, evenly spaced; raises `ValueError` when there are more steps than timesteps."
+    if steps < 1 or steps > t_e - until:
+        raise ValueError(f"{steps} steps do not fit between {'clean data' if until < 0 else f'timestep {until}'} and timestep {t_e}")
+    return [round(until + (t_e - until) * i / steps) for i in range(steps + 1)]
 
 # %% ../../nbs/diffusion/ode.ipynb #154a4e24
 @torch.no_grad()
@@ -50,7 +51,7 @@ def invert(
         x = ddim_step(x0, eps, *teacher.alpha_sigma(there))
     return x
 
-# %% ../../nbs/diffusion/ode.ipynb #69582bd7
+# %% ../../nbs/diffusion/ode.ipynb #543bb3d7
 def guided(
     teacher: Teacher,
     x: torch.Tensor, # latents, `b c h w`
@@ -79,9 +80,10 @@ def decode(
     t_e: int,
     steps: int,
     guidance_scale: float = 1.0,
-) -> torch.Tensor:   # latents of clean images, `b c h w`
+    until: int = -1, # timestep to stop at; -1 is clean data
+) -> torch.Tensor:   # latents of clean images (or at `until`), `b c h w`
     "Deterministic decoding `F_dec` from timestep `t_e` to data."
-    grid = time_grid(t_e, steps)
+    grid = time_grid(t_e, steps, until)
     for here, there in zip(grid[:0:-1], grid[-2::-1]):
         x = ddim_step(*guided(teacher, x, here, c, guidance_scale), *teacher.alpha_sigma(there))
     return x

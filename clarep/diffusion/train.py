@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['diffusion_loss', 'learning_rate_at', 'Training', 'train', 'forget']
 
-# %% ../../nbs/diffusion/train.ipynb #46e134cb
+# %% ../../nbs/diffusion/train.ipynb #22148a33
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from tqdm import tqdm
 
 from ..files import load_tensors, save_tensors
 
-# %% ../../nbs/diffusion/train.ipynb #6d3e226b
+# %% ../../nbs/diffusion/train.ipynb #e2566be0
 def diffusion_loss(
     unet: UNet2DModel,
     scheduler: DDIMScheduler,
@@ -26,6 +27,7 @@ def diffusion_loss(
     labels: torch.Tensor, # `b`
     dropout: float,       # probability of the null class
     generator: torch.Generator, # on the CPU, so that a GPU sees the same noise
+    snr_gamma: float | None = None, # weigh timesteps by min(SNR, gamma) of the clean image's error (Hang et al. 2023); None: as the target has it
 ) -> torch.Tensor:        # scalar
     "Mean squared error of the prediction at random timesteps (Ho et al. 2020, Eq. 14, or its v-form)."
     n, null = len(x), unet.config.num_class_embeds - 1
@@ -34,7 +36,12 @@ def diffusion_loss(
     dropped = (torch.rand(n, generator=generator) < dropout).to(x.device)
     x_t = scheduler.add_noise(x, noise, t)
     target = scheduler.get_velocity(x, noise, t) if scheduler.config.prediction_type == "v_prediction" else noise
-    return F.mse_loss(unet(x_t, t, class_labels=labels.masked_fill(dropped, null)).sample, target)
+    predicted = unet(x_t, t, class_labels=labels.masked_fill(dropped, null)).sample
+    if snr_gamma is None:
+        return F.mse_loss(predicted, target)
+    snr = compute_snr(scheduler, t)
+    weight = snr.clamp(max=snr_gamma) / (snr + 1 if scheduler.config.prediction_type == "v_prediction" else snr)
+    return (weight * (predicted - target).square().flatten(1).mean(1)).mean()
 
 # %% ../../nbs/diffusion/train.ipynb #92a727ac
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int = 100, decay: float = 0.3) -> float:
@@ -42,7 +49,7 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int = 100, deca
     left = (steps - step) / max(1, decay * steps)
     return peak * min(1.0, (step + 1) / min(warmup, steps), max(0.05, left))
 
-# %% ../../nbs/diffusion/train.ipynb #2f052bc7
+# %% ../../nbs/diffusion/train.ipynb #6cfb221e
 class Training:
     "A run of the teacher's training: `unet` is trained, `ema` is what will be used."
 
@@ -53,8 +60,9 @@ class Training:
         learning_rate: float,
         ema_decay: float,
         steps: int, # in all
+        snr_gamma: float | None = None, # see `diffusion_loss`
     ):
-        self.unet, self.scheduler, self.steps, self.peak = unet.train(), scheduler, steps, learning_rate
+        self.unet, self.scheduler, self.steps, self.peak, self.snr_gamma = unet.train(), scheduler, steps, learning_rate, snr_gamma
         self.optimizer = torch.optim.AdamW(unet.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
         self.ema = EMAModel(unet.parameters(), decay=ema_decay)
         self.losses: list[float] = []
@@ -63,7 +71,7 @@ class Training:
         "One gradient step on a batch; returns the loss."
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(len(self.losses), self.steps, self.peak)
-        loss = diffusion_loss(self.unet, self.scheduler, x, labels, dropout, generator)
+        loss = diffusion_loss(self.unet, self.scheduler, x, labels, dropout, generator, self.snr_gamma)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
@@ -71,6 +79,17 @@ class Training:
         self.ema.step(self.unet.parameters())
         self.losses.append(loss.item())
         return self.losses[-1]
+
+    @contextmanager
+    def averaged(self) -> Iterator[UNet2DModel]:
+        "The network with the averaged weights, for a look in between; afterwards training goes on as if nothing had been."
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        try:
+            yield self.unet.eval()
+        finally:
+            self.ema.restore(self.unet.parameters())
+            self.unet.requires_grad_(True).train()
 
     def finished(self) -> UNet2DModel:
         "The network with the averaged weights."
@@ -100,7 +119,7 @@ class Training:
         self.losses = tensors["losses"].tolist()
         self.ema.optimization_step = len(self.losses)
 
-# %% ../../nbs/diffusion/train.ipynb #daebf424
+# %% ../../nbs/diffusion/train.ipynb #d5dfe5e1
 def train(
     run: Training,
     x: torch.Tensor,      # images in [-1, 1], `n c h w`
@@ -110,12 +129,13 @@ def train(
     checkpoint_every: int,
     folder: Path,         # of the checkpoint; a run goes on from the one it finds there
     seed: int = 0,
-) -> Iterator[Training]:  # after each checkpoint
+) -> Iterator[Training]:  # at each checkpoint
     "Train a teacher, going on from the last checkpoint in `folder` if there is one."
     device, dtype = run.unet.device, run.unet.dtype
     if (state := Path(folder) / "state.safetensors").is_file():
         run.load(state)
         print(f"going on from step {len(run.losses)} of {run.steps}")
+        yield run
     bar = tqdm(total=run.steps, initial=len(run.losses), desc="teacher", unit="step")
     for i in range(len(run.losses), run.steps):
         generator = torch.Generator().manual_seed((seed << 32) + i)
