@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['PHOTOS', 'DIGITS', 'SPLITS', 'TILES_A_SIDE', 'BACKGROUNDS', 'GLYPH', 'FRAGMENT', 'CLUTTER_OPACITY', 'VARIANTS',
            'Images', 'to_unit', 'to_bytes', 'photo', 'split_of_tile', 'tiles', 'compose', 'place', 'random_tint',
-           'random_crop', 'recolour', 'digits_of', 'clutter_on', 'choose_background', 'digits_on_photos']
+           'random_crop', 'recolour', 'digits_of', 'clutter_on', 'read_idx', 'shapes_of', 'choose_background',
+           'digits_on_photos']
 
-# %% ../nbs/02_data.ipynb #57cf34b6
+# %% ../nbs/02_data.ipynb #36cf0d7f
 import colorsys
+import gzip
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +154,7 @@ def recolour(
     grey = crop.mean(2) - crop.mean()
     return np.clip(0.5 + 0.15 * grey[..., None] / max(grey.std(), 0.02) + rng.uniform(-0.2, 0.2, 3), 0, 1)
 
-# %% ../nbs/02_data.ipynb #d09835d5
+# %% ../nbs/02_data.ipynb #80f350fd
 GLYPH = 1.0            # side of a digit, as a share of the image's
 FRAGMENT = 5 / 8       # side of a clutter fragment, as a share of a digit's
 CLUTTER_OPACITY = 0.5  # of a fragment, as a share of the digit's
@@ -168,15 +171,50 @@ def digits_of(
     return everything.images[index] / 16, everything.target[index]
 
 
-def clutter_on(background: np.ndarray, digits: np.ndarray, n: int, opacity: float, rng: np.random.Generator) -> np.ndarray:
-    "Lay `n` fragments of random digits over a background."
-    size = len(background)
+def clutter_on(background: np.ndarray, shapes: np.ndarray, n: int, opacity: float, rng: np.random.Generator) -> np.ndarray:
+    "Lay `n` fragments of random shapes over a background."
+    size, eighth = len(background), shapes.shape[1] / 8
     for _ in range(n):
-        row, column = rng.integers(0, 4, 2)
-        piece = digits[rng.integers(len(digits))][row:row + 5, column:column + 5]
+        row, column = (round(i * eighth) for i in rng.integers(0, 4, 2))
+        piece = shapes[rng.integers(len(shapes))][row:row + round(5 * eighth), column:column + round(5 * eighth)]
         canvas = place(piece, size, round(GLYPH * FRAGMENT * size), rng)
         background = compose(background, canvas, random_tint(rng), CLUTTER_OPACITY * opacity)
     return background
+
+# %% ../nbs/02_data.ipynb #a8b08ad7
+def read_idx(
+    folder: str | Path,
+    stem: str, # such as `train-images-idx3-ubyte`
+) -> np.ndarray: # uint8
+    "An IDX file (LeCun et al. 1998), plain or gzipped; raises `DataError` when it is missing or damaged."
+    path = next((p for p in (Path(folder) / stem, Path(folder) / f"{stem}.gz") if p.is_file()), None)
+    if path is None:
+        raise DataError(f"`data.objects`: no {stem} (or {stem}.gz) in {folder}; the four files of an MNIST-like data set should lie there")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        kind, dims = raw[2], raw[3]
+        shape = struct.unpack(f">{dims}I", raw[4:4 + 4 * dims])
+        if kind != 8:
+            raise DataError(f"{path} holds type {kind}; only unsigned bytes (8) are read")
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+    except (OSError, EOFError, IndexError, struct.error, ValueError) as e:
+        raise DataError(f"{path} is not a whole IDX file: {e}") from e
+
+
+def shapes_of(
+    split: str,                  # one of `SPLITS`
+    objects: str | Path | None,  # a folder of IDX files; None: the handwritten digits
+) -> tuple[np.ndarray, np.ndarray]: # images float `n side side` in [0, 1]; labels `n`
+    "The shapes of a split."
+    if objects is None:
+        return digits_of(split)
+    stem = "t10k" if split == "test" else "train"
+    images, labels = read_idx(objects, f"{stem}-images-idx3-ubyte"), read_idx(objects, f"{stem}-labels-idx1-ubyte")
+    if len(images) != len(labels):
+        raise DataError(f"{objects}: {len(images)} {stem} images, but {len(labels)} labels")
+    cut = 4 * len(images) // 5
+    part = {"train": np.s_[:cut], "validation": np.s_[cut:], "test": np.s_[:]}[split]
+    return images[part] / np.float32(255), labels[part].astype(int)
 
 # %% ../nbs/02_data.ipynb #dbd3750f
 VARIANTS = ["original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg"]
@@ -193,7 +231,7 @@ def choose_background(variant: str, label: int, rho: float, rng: np.random.Gener
         return (label + 1) % len(PHOTOS)
     return label if own else int((label + other) % len(PHOTOS))
 
-# %% ../nbs/02_data.ipynb #a22131f3
+# %% ../nbs/02_data.ipynb #8d97cc5f
 def digits_on_photos(
     split: str,             # one of `SPLITS`
     n: int,                 # images; classes take turns
@@ -204,21 +242,26 @@ def digits_on_photos(
     seed: int = 0,
     variant: str = "original", # one of `VARIANTS`
     backgrounds: str = "photo", # one of `BACKGROUNDS`
+    objects: str | Path | None = None, # see `shapes_of`
+    class_names: list[str] = DIGITS,
 ) -> Images:
-    "Handwritten digits on photographs, with mask and background of each image."
+    "Handwritten digits, or other shapes, on photographs, with mask and background of each image; raises `DataError` when shapes and class names do not go together."
     for given, known in ((variant, VARIANTS), (backgrounds, BACKGROUNDS)):
         if given not in known:
             raise ValueError(f"{given!r} is not among: {', '.join(known)}")
-    shapes, targets = digits_of(split)
+    shapes, targets = shapes_of(split, objects)
+    if lost := sorted(set(targets.tolist()) ^ set(range(len(class_names)))):
+        raise DataError(f"`data.class_names` names {len(class_names)} classes; the shapes' labels and theirs differ in {lost}")
+    if len(class_names) > len(PHOTOS):
+        raise DataError(f"{len(class_names)} classes, but only {len(PHOTOS)} photographs, one a class")
     backdrops = [tiles(photo(p), split) for p in PHOTOS]
-    made = [_scene(i, shapes, targets, backdrops, size, rho, contrast, clutter, [seed, SPLITS.index(split), i], variant, backgrounds) for i in range(n)]
+    made = [_scene(i, i % len(class_names), shapes, targets, backdrops, size, rho, contrast, clutter, [seed, SPLITS.index(split), i], variant, backgrounds) for i in range(n)]
     images, masks, labels, backgrounds = zip(*made)
-    return Images(torch.from_numpy(np.stack(images)), torch.tensor(labels), DIGITS, torch.from_numpy(np.stack(masks)), torch.tensor(backgrounds))
+    return Images(torch.from_numpy(np.stack(images)), torch.tensor(labels), class_names, torch.from_numpy(np.stack(masks)), torch.tensor(backgrounds))
 
 
-def _scene(i, shapes, targets, backdrops, size, rho, contrast, clutter, stream, variant, backgrounds):
+def _scene(i, label, shapes, targets, backdrops, size, rho, contrast, clutter, stream, variant, backgrounds):
     front, back, colour = (np.random.default_rng([*stream, layer]) for layer in (0, 1, 2))
-    label = i % len(DIGITS)
     shape = shapes[front.choice(np.flatnonzero(targets == label))]
     mask, tint = place(shape, size, round(GLYPH * size), front), random_tint(front)
     background = choose_background(variant, label, rho, back)

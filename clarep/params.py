@@ -37,7 +37,7 @@ class Common(Section):
     dtype: Literal["float32", "float64", "bfloat16"]                         # of the teacher and its latents; students use float32
     seed: Annotated[int, Field(ge=0)]                                        # everything random starts from it
 
-# %% ../nbs/00_params.ipynb #5363dabf
+# %% ../nbs/00_params.ipynb #2ad0d54c
 class Data(Section):
     "The embedded data set `digits-on-photos`."
     name: Literal["digits-on-photos"]
@@ -49,6 +49,8 @@ class Data(Section):
     rho: Fraction                                              # probability that the background is the class's own
     contrast: Annotated[float, Field(gt=0, le=1)]              # opacity of the digit
     clutter: Annotated[int, Field(ge=0, le=8)]                 # fragments of other digits in an image
+    objects: str | None                                        # a folder of IDX files (Fashion-MNIST and the like); null: handwritten digits
+    class_names: Annotated[list[str], Field(min_length=2, max_length=10)] | None  # of the objects; null: 0 to 9
 
 
 class Teacher(Section):

@@ -42,7 +42,7 @@ def out_folder(
         return Path("data/digits-on-photos")
     return Path("runs") / stage / (f"{arm}-{seed}" if arm else "")
 
-# %% ../nbs/03_stage.ipynb #5be64b9b
+# %% ../nbs/03_stage.ipynb #e108ba9c
 def strip(notebook):
     "Remove from a notebook, in place, everything but its sources and tags: outputs, counts, ids, other metadata."
     for i, cell in enumerate(notebook.cells):
@@ -80,7 +80,8 @@ def prepare() -> None:
     from clarep.files import root, whole
     from clarep.params import load_params
     p = load_params(root() / "params.yaml")
-    teacher = Teacher(build_unet(p.data.size, len(DIGITS), p.teacher.channels, p.teacher.layers_per_block), build_scheduler(), DIGITS)
+    names = p.data.class_names or DIGITS
+    teacher = Teacher(build_unet(p.data.size, len(names), p.teacher.channels, p.teacher.layers_per_block), build_scheduler(), names)
     layers = teacher.layers()
     for key, asked in [("clareps.layer", [p.clareps.layer] if p.clareps.layer else []), ("clareps.feature_layer", [p.clareps.feature_layer]), ("select.layers", p.select.layers)]:
         if lost := [layer for layer in asked if layer not in layers]:

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'OURS', 'train_judge', 'retained', 'judged', 'verdicts', 'mask_correlation', 'change_inside', 'clusters',
            'linear_probe', 'within_between', 'decode_all', 'frontier_figure']
 
-# %% ../../nbs/evaluate/representation.ipynb #e1c73270
+# %% ../../nbs/evaluate/representation.ipynb #8b463d47
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score, silhouette_score
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -116,14 +116,14 @@ def clusters(
     truth = labels.numpy()
     return {"nmi": float(normalized_mutual_info_score(truth, found)), "ami": float(adjusted_mutual_info_score(truth, found)), "silhouette": float(silhouette_score(z, truth))}
 
-# %% ../../nbs/evaluate/representation.ipynb #e380c761
+# %% ../../nbs/evaluate/representation.ipynb #5a5ca2fe
 def linear_probe(
     features: torch.Tensor, # `n m`
     target: torch.Tensor,   # `n`
 ) -> float:
     "Accuracy of a logistic regression on standardised features, in five-fold cross-validation."
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    return float(cross_val_score(model, features.double().numpy(), target.numpy(), cv=StratifiedKFold(5, shuffle=True, random_state=0)).mean())
+    return float(cross_val_score(model, features.double().numpy(), target.numpy(), cv=KFold(5, shuffle=True, random_state=0)).mean())
 
 
 def within_between(
