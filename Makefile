@@ -12,7 +12,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test lab check docs readme preset bench recipes export clean active-env
+.PHONY: repro test lab check docs readme preset bench rho recipes export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -41,6 +41,10 @@ preset: $(ENV)             ## write params.yaml from presets/PRESET.yaml: make p
 
 bench: $(ENV)              ## the kernel against its rivals, into bench/ (needs a trained teacher: make repro)
 	python -m clarep.clarid.bench
+
+rho: $(ENV)                ## data to representation at four strengths of the tie between class and background; compare with dvc exp show
+	for rho in 0.5 0.65 0.8 0.95; do dvc exp run --temp -n rho-$$rho -S data.rho=$$rho representation || exit 1; done
+	dvc exp show --only-changed
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	python -m clarep.diffusion.recipes

@@ -372,6 +372,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'clarep.report': { 'clarep.report._pm': ('report.html#_pm', 'clarep/report.py'),
                                'clarep.report._signed': ('report.html#_signed', 'clarep/report.py'),
                                'clarep.report.by_class': ('report.html#by_class', 'clarep/report.py'),
+                               'clarep.report.features_say': ('report.html#features_say', 'clarep/report.py'),
                                'clarep.report.findings': ('report.html#findings', 'clarep/report.py'),
                                'clarep.report.markdown_table': ('report.html#markdown_table', 'clarep/report.py'),
                                'clarep.report.methods_table': ('report.html#methods_table', 'clarep/report.py'),

@@ -1,17 +1,21 @@
 """The whole pipeline at smoke size: it ends with metrics, runs nothing twice, and reruns what a change touches."""
 
+import gzip
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 from conftest import copy_of_project, run_in
 
+from clarep.data import Images
 from clarep.files import fingerprint
 
 
@@ -36,6 +40,41 @@ def test_ends_with_a_table_and_a_page(smoke):
 def test_canonical_samples_are_a_tenth_of_every_class(smoke):
     index = json.loads((smoke / "runs/clareps/shards/index.json").read_text())
     assert sum(index["counts"]) == 30 and index["k"] == 8
+
+
+def test_knobs_that_params_leave_open_are_those_that_were_chosen(smoke):
+    index, choice = (json.loads((smoke / f"runs/{f}").read_text()) for f in ("clareps/shards/index.json", "select/choice.json"))
+    assert (index["layer"], index["t_e"], index["guidance"]) == (choice["layer"], 100, 3.0) and choice["why"]
+    swept = pd.read_csv(smoke / "runs/select/sweep.csv", keep_default_na=False)
+    best = swept[(swept.k > 0) & (swept.class_retained >= 0.85)].selectivity.max()
+    assert swept[(swept.t_e == choice["t_e"]) & (swept.layer == choice["layer"]) & (swept.k == choice["k"])].selectivity.item() == best
+
+
+def test_every_method_and_control_has_its_rows(smoke):
+    table = pd.read_csv(smoke / "runs/report/results.csv")
+    part = table[(table.stage == "representation") & (table["class"] == "all")]
+    for method in ("clarid", "soft", "norm_restored", "several_times", "context", "weighted", "class_average", "unconditional", "output_jacobian", "smallest", "random", "low_frequency", "class_pca", "fresh_noise"):
+        own = part[part.arm == method]
+        for metric in ("class_retained", "background_retained", "selectivity"):
+            for suffix in ("", "_guided", "_recoloured", "_guided_recoloured"):
+                assert len(own[own.metric == metric + suffix]) == 2, (method, metric + suffix)
+    difference = part.pivot_table(index=["arm", "seed"], columns="metric", values="value")
+    assert (difference.class_retained - difference.background_retained - difference.selectivity).abs().max() < 1e-4
+
+
+def test_other_objects_go_in_by_params_alone(tmp_path):
+    home, rng = copy_of_project(tmp_path), np.random.default_rng(0)
+    (home / "data/shapes").mkdir(parents=True)
+    for stem in ("train", "t10k"):
+        for name, array in (("images-idx3-ubyte", rng.integers(0, 256, (60, 28, 28))), ("labels-idx1-ubyte", np.arange(60) % 3)):
+            content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+            (home / "data/shapes" / f"{stem}-{name}.gz").write_bytes(gzip.compress(content))
+    text = (home / "params.yaml").read_text().replace("objects: null", "objects: data/shapes").replace("class_names: null", "class_names: [one, two, three]")
+    (home / "params.yaml").write_text(re.sub(r"n_(train|validation|test|probe): \d+", r"n_\1: 60", text).replace("fraction: 0.1", "fraction: 0.5"))
+    done = run_in(home, "dvc", "repro", "data")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    train = Images.load(home / "data/digits-on-photos/splits/train.safetensors")
+    assert train.class_names == ["one", "two", "three"] and train.labels.bincount().tolist() == [20, 20, 20]
 
 
 def test_second_run_runs_nothing(run):
