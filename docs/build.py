@@ -23,6 +23,7 @@ CHAPTERS = {
     "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report"],
     "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "student", "evaluate", "report")],
 }
+OTHERS = sorted(p for p in (HOME / "docs" / "results").glob("*") if p.is_dir())  # reports of other data sets, committed
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
@@ -86,18 +87,20 @@ def write_sources() -> None:
         notebook = converted(nbformat.read(path, 4), stage)
         if page == "index":
             for cell in notebook.cells:
-                cell.source = cell.source.replace("../runs/report/report.md", "results.md").replace("../runs/report/", "")
-            trees = toctree("Results", ["results", "api"]) + "".join(toctree(c, p) for c, p in CHAPTERS.items())
+                cell.source = cell.source.replace("../runs/report/report.md", "results.md").replace("../runs/report/", "results/")
+            trees = toctree("Results", ["results", *(f"results-{p.name}" for p in OTHERS), "api"]) + "".join(toctree(c, p) for c, p in CHAPTERS.items())
             notebook.cells.append(nbformat.v4.new_markdown_cell(trees))
         (SOURCE / page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, SOURCE / f"{page}.ipynb")
     library = [p for name, pages in CHAPTERS.items() for p in pages if not p.startswith("stages/")]
     (SOURCE / "api.md").write_text(api_page(library), encoding="utf-8")
-    report = HOME / "runs" / "report"
-    for picture in report.glob("*.png"):
-        shutil.copy(picture, SOURCE)
-    text = (report / "report.md").read_text(encoding="utf-8") if (report / "report.md").is_file() else "# Results\n\n`dvc repro` makes them.\n"
-    (SOURCE / "results.md").write_text(re.sub(r"\[results\.csv\]\(results\.csv\)", "`runs/report/results.csv`", text), encoding="utf-8")
+    for report, page in [(HOME / "runs" / "report", "results"), *((p, f"results-{p.name}") for p in OTHERS)]:
+        text = (report / "report.md").read_text(encoding="utf-8") if (report / "report.md").is_file() else "# Results\n\n`dvc repro` makes them.\n"
+        text = re.sub(r"\[results\.csv\]\(results\.csv\)", f"`{(report / 'results.csv').relative_to(HOME)}`", text)
+        (SOURCE / page).mkdir(exist_ok=True)
+        for picture in report.glob("*.png"):
+            shutil.copy(picture, SOURCE / page)
+        (SOURCE / f"{page}.md").write_text(re.sub(r"\]\((\w+\.png)\)", rf"]({page}/\1)", text), encoding="utf-8")
     for picture in (HOME / "nbs").glob("*.png"):
         shutil.copy(picture, SOURCE)
 
