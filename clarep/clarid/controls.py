@@ -162,13 +162,14 @@ def several_times(
             x = decode(teacher, x, c, t, max(1, round(steps * (t - times[n + 1]) / times[0])), 0.0, until=times[n + 1])
     return x
 
-# %% ../../nbs/clarid/controls.ipynb #2823bb78
+# %% ../../nbs/clarid/controls.ipynb #897f1611
 def everything(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
     labels: torch.Tensor, # `b`
     t_e: int,
     layer: str,
+    feature_layer: str, # whose Jacobian stands beside that of `layer`
     k: int,
     protected: int,  # class directions that the context directions keep out of
     others: tuple[torch.Tensor, torch.Tensor], # latents of other images at `t_e`, and their classes
@@ -182,6 +183,7 @@ def everything(
     found = {"clarid": V, "context": context_directions(teacher, x, c, t_e, layer, k, W, **search),
              "weighted": weighted_directions(teacher, x, c, t_e, layer, k, others[0], **search),
              "class_average": class_average_directions(teacher, *others, c, t_e, layer, k, **search),
+             "feature_layer": sensitive_directions(teacher, x, c, t_e, feature_layer, k, **search)[0],
              "unconditional": sensitive_directions(teacher, x, null, t_e, layer, k, **search)[0],
              "output_jacobian": sensitive_directions(teacher, x, c, t_e, "output", k, **search)[0], "smallest": V.flip(1),
              "random": random_directions(x, k, generator), "low_frequency": low_frequencies(x, k), "class_pca": principal_directions(*others, c, k)}

@@ -56,7 +56,7 @@ def sweep(
 def _decoded(teacher, x, c, t_e, steps):
     return teacher.decode(decode(teacher, x, c, t_e, steps, guidance_scale=0.0)).float().cpu()
 
-# %% ../../nbs/clarid/select.ipynb #d8d5b066
+# %% ../../nbs/clarid/select.ipynb #417f2df2
 class Choice(NamedTuple):
     "Chosen knobs, and why."
     t_e: int
@@ -77,13 +77,16 @@ def elbow(
 def most_selective(
     table: pd.DataFrame, # columns t_e, layer, k, class_retained, background_retained
     class_floor: float,  # of `class_retained`
+    tolerance: float = 0.05, # differences of selectivity below it count as none
 ) -> Choice:
-    "With known backgrounds: the largest difference of class and background retained, above the floor."
+    "With known backgrounds: above the floor and nearly as selective as the best, the least background retained."
     swept = table[table.k > 0]
     if (keep := swept[swept.class_retained >= class_floor]).empty:
         return _nothing_keeps(swept, class_floor)
-    best = keep.loc[(keep.class_retained - keep.background_retained).idxmax()]
-    return Choice(int(best.t_e), best.layer, int(best.k), f"the most selective of {len(keep)} settings that keep at least {class_floor:g} of the class: it keeps {best.class_retained:.2f} of the class and {best.background_retained:.2f} of the background")
+    selectivity = keep.class_retained - keep.background_retained
+    near = keep[selectivity >= selectivity.max() - tolerance]
+    best = near.loc[near.background_retained.idxmin()]
+    return Choice(int(best.t_e), best.layer, int(best.k), f"{len(keep)} settings keep at least {class_floor:g} of the class; {len(near)} of them are within {tolerance:g} of the most selective ({selectivity.max():.2f}), and of those this one retains least background ({best.background_retained:.2f}; class {best.class_retained:.2f})")
 
 
 def most_removed(

@@ -147,11 +147,11 @@ def decode_all(
     "Decode what is left after every removal."
     return {which: teacher.decode(decode(teacher, z, c, t_e, steps, guidance)).float().cpu() for which, z in left.items()}
 
-# %% ../../nbs/evaluate/representation.ipynb #1ce5ab85
-STYLE = {"clarid": ("#0072B2", "o-"), "soft": ("#56B4E9", "p-"), "norm_restored": ("#CC79A7", "*-"), "several_times": ("#000000", "d"), "context": ("#009E73", "D-"), "weighted": ("#8B4513", "h-"), "class_average": ("#E69F00", ">-"),
+# %% ../../nbs/evaluate/representation.ipynb #c3c07c38
+STYLE = {"clarid": ("#0072B2", "o-"), "soft": ("#56B4E9", "p-"), "norm_restored": ("#CC79A7", "*-"), "several_times": ("#000000", "d"), "context": ("#009E73", "D-"), "weighted": ("#8B4513", "h-"), "class_average": ("#E69F00", ">-"), "feature_layer": ("#D55E00", "^-"),
          "unconditional": ("#56B4E9", "v--"), "output_jacobian": ("#CC79A7", "P--"), "smallest": ("#999999", "X:"),
          "random": ("#D55E00", "s:"), "low_frequency": ("#000000", "^-"), "class_pca": ("#E69F00", "<-"), "fresh_noise": ("#009E73", "x")}
-OURS = ["clarid", "soft", "norm_restored", "several_times", "context", "weighted", "class_average"]
+OURS = ["clarid", "soft", "norm_restored", "several_times", "context", "weighted", "class_average", "feature_layer"]
 
 
 def frontier_figure(
