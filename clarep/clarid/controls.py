@@ -162,7 +162,7 @@ def several_times(
             x = decode(teacher, x, c, t, max(1, round(steps * (t - times[n + 1]) / times[0])), 0.0, until=times[n + 1])
     return x
 
-# %% ../../nbs/clarid/controls.ipynb #897f1611
+# %% ../../nbs/clarid/controls.ipynb #3388eb17
 def everything(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -174,10 +174,10 @@ def everything(
     protected: int,  # class directions that the context directions keep out of
     others: tuple[torch.Tensor, torch.Tensor], # latents of other images at `t_e`, and their classes
     generator: torch.Generator | None = None,
-    energy: float = 0.99, # see `right_singular_vectors`
+    **search, # see `right_singular_vectors`
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # method: `b k c h w`, and CLARID's singular values, on the CPU
     "CLARID's directions, those of our variants, and of every control."
-    c, null, search = teacher.condition(labels), teacher.null(len(x)), {"energy": energy}
+    c, null = teacher.condition(labels), teacher.null(len(x))
     V, S, _ = sensitive_directions(teacher, x, c, t_e, layer, k, **search)
     W = class_directions(teacher, x, c, t_e, "output", protected, **search)
     found = {"clarid": V, "context": context_directions(teacher, x, c, t_e, layer, k, W, **search),
