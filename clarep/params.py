@@ -70,7 +70,7 @@ class Teacher(Section):
     num_inference_steps: Positive                              # of the sample grid
     n_progress: Annotated[int, Field(ge=1)]                    # samples drawn at each checkpoint, to see the class being learned
 
-# %% ../nbs/00_params.ipynb #240d2c52
+# %% ../nbs/00_params.ipynb #63388d41
 class Select(Section):
     "The sweep on validation images from which CLARID's knobs are chosen."
     t_es: Annotated[list[Positive], Field(min_length=1)]       # timesteps
@@ -109,6 +109,7 @@ class Representation(Section):
     n_seeds: Positive                                          # judges of either kind
     ks: Annotated[list[Positive], Field(min_length=1)]         # numbers of directions removed, for the frontier
     protected: Positive                                        # class directions that the context directions keep out of
+    num_inference_steps: Positive                              # each way
 
 
 class Directions(Section):
