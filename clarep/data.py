@@ -8,10 +8,11 @@ __all__ = ['PHOTOS', 'DIGITS', 'SPLITS', 'TILES_A_SIDE', 'BACKGROUNDS', 'GLYPH',
            'random_crop', 'recolour', 'digits_of', 'clutter_on', 'read_idx', 'shapes_of', 'choose_background',
            'digits_on_photos']
 
-# %% ../nbs/02_data.ipynb #36cf0d7f
+# %% ../nbs/02_data.ipynb #a494c2ef
 import colorsys
 import gzip
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def clutter_on(background: np.ndarray, shapes: np.ndarray, n: int, opacity: floa
         background = compose(background, canvas, random_tint(rng), CLUTTER_OPACITY * opacity)
     return background
 
-# %% ../nbs/02_data.ipynb #a8b08ad7
+# %% ../nbs/02_data.ipynb #a282b2e3
 def read_idx(
     folder: str | Path,
     stem: str, # such as `train-images-idx3-ubyte`
@@ -197,7 +198,7 @@ def read_idx(
         if kind != 8:
             raise DataError(f"{path} holds type {kind}; only unsigned bytes (8) are read")
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, IndexError, struct.error, ValueError) as e:
+    except (OSError, EOFError, IndexError, struct.error, ValueError, zlib.error) as e:
         raise DataError(f"{path} is not a whole IDX file: {e}") from e
 
 
@@ -216,11 +217,11 @@ def shapes_of(
     part = {"train": np.s_[:cut], "validation": np.s_[cut:], "test": np.s_[:]}[split]
     return images[part] / np.float32(255), labels[part].astype(int)
 
-# %% ../nbs/02_data.ipynb #dbd3750f
+# %% ../nbs/02_data.ipynb #7f7d7aec
 VARIANTS = ["original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg"]
 
 
-def choose_background(variant: str, label: int, rho: float, rng: np.random.Generator) -> int:
+def choose_background(variant: str, label: int, rho: float, rng: np.random.Generator, n_classes: int = len(PHOTOS)) -> int:
     "The photograph behind a digit of class `label`."
     own, other, uniform = rng.random() < rho, rng.integers(1, len(PHOTOS)), rng.integers(len(PHOTOS))
     if variant == "mixed_same":
@@ -228,10 +229,10 @@ def choose_background(variant: str, label: int, rho: float, rng: np.random.Gener
     if variant == "mixed_rand":
         return int(uniform)
     if variant == "mixed_next":
-        return (label + 1) % len(PHOTOS)
+        return (label + 1) % n_classes
     return label if own else int((label + other) % len(PHOTOS))
 
-# %% ../nbs/02_data.ipynb #8d97cc5f
+# %% ../nbs/02_data.ipynb #66ee3b33
 def digits_on_photos(
     split: str,             # one of `SPLITS`
     n: int,                 # images; classes take turns
@@ -255,16 +256,16 @@ def digits_on_photos(
     if len(class_names) > len(PHOTOS):
         raise DataError(f"{len(class_names)} classes, but only {len(PHOTOS)} photographs, one a class")
     backdrops = [tiles(photo(p), split) for p in PHOTOS]
-    made = [_scene(i, i % len(class_names), shapes, targets, backdrops, size, rho, contrast, clutter, [seed, SPLITS.index(split), i], variant, backgrounds) for i in range(n)]
+    made = [_scene(i, i % len(class_names), len(class_names), shapes, targets, backdrops, size, rho, contrast, clutter, [seed, SPLITS.index(split), i], variant, backgrounds) for i in range(n)]
     images, masks, labels, backgrounds = zip(*made)
     return Images(torch.from_numpy(np.stack(images)), torch.tensor(labels), class_names, torch.from_numpy(np.stack(masks)), torch.tensor(backgrounds))
 
 
-def _scene(i, label, shapes, targets, backdrops, size, rho, contrast, clutter, stream, variant, backgrounds):
+def _scene(i, label, n_classes, shapes, targets, backdrops, size, rho, contrast, clutter, stream, variant, backgrounds):
     front, back, colour = (np.random.default_rng([*stream, layer]) for layer in (0, 1, 2))
     shape = shapes[front.choice(np.flatnonzero(targets == label))]
     mask, tint = place(shape, size, round(GLYPH * size), front), random_tint(front)
-    background = choose_background(variant, label, rho, back)
+    background = choose_background(variant, label, rho, back, n_classes)
     crop = random_crop(backdrops[background], size, back)
     scene = clutter_on(recolour(crop, colour) if backgrounds == "photo-recoloured" else crop, shapes, clutter, contrast, back)
     if variant == "only_fg":

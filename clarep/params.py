@@ -70,7 +70,7 @@ class Teacher(Section):
     num_inference_steps: Positive                              # of the sample grid
     n_progress: Annotated[int, Field(ge=1)]                    # samples drawn at each checkpoint, to see the class being learned
 
-# %% ../nbs/00_params.ipynb #63388d41
+# %% ../nbs/00_params.ipynb #d28c03ec
 class Select(Section):
     "The sweep on validation images from which CLARID's knobs are chosen."
     t_es: Annotated[list[Positive], Field(min_length=1)]       # timesteps
@@ -80,7 +80,7 @@ class Select(Section):
     n_images: Annotated[int, Field(ge=10)]                     # validation images
     num_inference_steps: Positive                              # each way
     class_floor: Fraction                                      # of the class that the unprojected latent shows: what a choice has to keep
-    reconstruction_floor: Fraction                             # of the best timestep's class accuracy; for the rule that does not know the backgrounds
+    reconstruction_floor: Fraction                             # of the best timestep's class accuracy: timesteps below it are not chosen
     guidance_floor: Fraction                                   # share of guided Canonical Samples that has to be recognised
     probe_epochs: Positive
 
@@ -91,7 +91,7 @@ class Clareps(Section):
     t_e: Annotated[int, Field(ge=1)] | None                    # timestep to which images are inverted; this and the next three: null takes what was chosen
     layer: Annotated[str, Field(min_length=1)] | None          # whose activations the Jacobian is of
     feature_layer: Annotated[str, Field(min_length=1)]         # of the Canonical Features
-    k: Annotated[int, Field(ge=0)] | None                      # directions projected out
+    k: Annotated[int, Field(ge=1)] | None                      # directions projected out
     guidance_scale: Annotated[float, Field(ge=0)] | None       # of the decoding
     num_inference_steps: Positive                              # each way
     tol: Annotated[float, Field(gt=0, lt=1)]                   # relative error of a singular value; angle of the span where the spectrum has a gap
@@ -221,7 +221,7 @@ def load_params(
         raise ParamsError(f"{path} does not hold a possible experiment\n" + "\n".join(bad))
     return params
 
-# %% ../nbs/00_params.ipynb #2836231e
+# %% ../nbs/00_params.ipynb #3f44df66
 def conflicts(p: Params):
     "Yield what cannot be true of two sections at once."
     latent, depth = 3 * p.data.size**2, 2 ** (len(p.teacher.channels) - 1)
@@ -235,9 +235,14 @@ def conflicts(p: Params):
         yield f"`teacher.channels`: {len(p.teacher.channels)} levels halve the image {depth.bit_length() - 1} times; `data.size` {p.data.size} must be a multiple of {depth}"
     if p.compare.baseline not in p.compare.arms:
         yield f"`compare.baseline`: {p.compare.baseline!r} is not among `compare.arms` {p.compare.arms}"
-    for name in ("arms", "seeds"):
-        if len(set(values := getattr(p.compare, name))) != len(values):
-            yield f"`compare.{name}`: {values} names one twice"
+    for section, name in [("compare", "arms"), ("compare", "seeds"), ("select", "t_es"), ("select", "layers"), ("select", "ks")]:
+        if len(set(values := getattr(getattr(p, section), name))) != len(values):
+            yield f"`{section}.{name}`: {values} names one twice"
+    classes, most = len(p.data.class_names or range(10)), max([*p.representation.ks, *p.select.ks, p.clareps.k or 0])
+    if p.data.n_train // classes <= most:
+        yield f"`data.n_train`: {p.data.n_train // classes} images a class, but {most} principal directions of a class (`representation.ks`, `select.ks`, `clareps.k`) need more"
+    if p.data.n_test // classes < p.directions.n_a_class:
+        yield f"`directions.n_a_class`: {p.directions.n_a_class}, but the test has {p.data.n_test // classes} images a class"
     if math.floor(p.clareps.fraction * p.data.n_train) < 20:
         yield f"`clareps.fraction`: {p.clareps.fraction} of {p.data.n_train} images is fewer than 2 a class"
 

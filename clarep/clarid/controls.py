@@ -18,7 +18,7 @@ from .jacobian import right_singular_vectors
 from ..diffusion.ode import decode
 from ..diffusion.teacher import Teacher
 
-# %% ../../nbs/clarid/controls.ipynb #576dc754
+# %% ../../nbs/clarid/controls.ipynb #5baa68e7
 def random_directions(x: torch.Tensor, k: int, generator: torch.Generator | None = None) -> torch.Tensor: # `b k c h w`
     "Orthonormal directions drawn at random for each sample."
     Z = torch.randn(len(x), x[0].numel(), k, generator=generator)
@@ -48,13 +48,13 @@ def principal_directions(
     "Principal components of the latents of each sample's class; raises `ValueError` when a class has too few."
     found = {}
     for label in c.unique().tolist():
-        own = latents[labels == label].flatten(1)
+        own = latents[labels == label].flatten(1).cpu().double()
         if len(own) <= k:
             raise ValueError(f"class {label} has {len(own)} latents; {k} principal directions need more")
-        found[label] = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:k].reshape(k, *latents.shape[1:])
+        found[label] = torch.linalg.svd(own - own.mean(0), full_matrices=False)[2][:k].reshape(k, *latents.shape[1:]).float()
     return torch.stack([found[label] for label in c.tolist()])
 
-# %% ../../nbs/clarid/controls.ipynb #8f75177f
+# %% ../../nbs/clarid/controls.ipynb #f28d3126
 def class_directions(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -80,12 +80,13 @@ def context_directions(
     **search,
 ) -> torch.Tensor:   # `b k c h w`, orthogonal to `W`
     "The most sensitive directions of a layer among those orthogonal to `W` (ours)."
+    W = W.to(x)
     def moved(d, c, x, W):
         inside = einsum(W.flatten(2), d.flatten(1), "b m d, b d -> b m")
         return teacher.features(x + d - einsum(W.flatten(2), inside, "b m d, b m -> b d").reshape_as(d), t_e, c, layer)
     return right_singular_vectors(moved, torch.zeros_like(x), k, args=(c, x, W), **search)[0]
 
-# %% ../../nbs/clarid/controls.ipynb #0596652e
+# %% ../../nbs/clarid/controls.ipynb #9b6919fb
 def weighted_directions(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -97,14 +98,14 @@ def weighted_directions(
     **search,
 ) -> torch.Tensor:   # `b k c h w`, orthonormal, strongest first
     "The directions in which a layer changes most over the distribution of latents (ours)."
-    z = others.flatten(1).double()
+    z = others.flatten(1).cpu().double()
     _, s, E = torch.linalg.svd(z - z.mean(0), full_matrices=False)
     root = ((E.mT * (s / len(z) ** 0.5)) @ E).to(x)
     moved = lambda y, c, x: teacher.features(x + (y.flatten(1) @ root).reshape_as(x), t_e, c, layer)
     Y = right_singular_vectors(moved, torch.zeros_like(x), k, args=(c, x), **search)[0].to(x)
-    return torch.linalg.qr((Y.flatten(2) @ root).mT)[0].mT.reshape_as(Y)
+    return torch.linalg.qr((Y.flatten(2) @ root).mT.float())[0].mT.reshape_as(Y)
 
-# %% ../../nbs/clarid/controls.ipynb #c5945a60
+# %% ../../nbs/clarid/controls.ipynb #ce54bf8e
 def class_average_directions(
     teacher: Teacher,
     latents: torch.Tensor, # of other images at `t_e`, `n c h w`
@@ -122,10 +123,10 @@ def class_average_directions(
         x = latents[labels == label][:n].to(teacher.device, teacher.dtype)
         V, S, _ = sensitive_directions(teacher, x, teacher.condition(torch.full((len(x),), label)), t_e, layer, k, **search)
         scaled = rearrange(V * S[..., None, None, None], "b k c h w -> (b k) (c h w)")
-        found[label] = torch.linalg.svd(scaled.double(), full_matrices=False)[2][:k].reshape(k, *latents.shape[1:]).to(x)
+        found[label] = torch.linalg.svd(scaled.cpu().double(), full_matrices=False)[2][:k].reshape(k, *latents.shape[1:]).float()
     return torch.stack([found[label] for label in c.tolist()])
 
-# %% ../../nbs/clarid/controls.ipynb #2626e2a9
+# %% ../../nbs/clarid/controls.ipynb #a439f921
 def soft_projection(
     x: torch.Tensor, # latents, `b ...`
     V: torch.Tensor, # orthonormal directions, strongest first, `b n ...`
@@ -156,8 +157,8 @@ def several_times(
 ) -> torch.Tensor:     # latents at the last time, `b c h w`
     "Remove an equal part of the k directions at every time, decoding under the null condition in between (ours)."
     for n, t in enumerate(times):
-        V = sensitive_directions(teacher, x, c, t, layer, math.ceil(k / len(times)), **search)[0]
-        x = project_out(x, V.to(x))
+        if part := k // len(times) + (n < k % len(times)):
+            x = project_out(x, sensitive_directions(teacher, x, c, t, layer, part, **search)[0].to(x))
         if n + 1 < len(times):
             x = decode(teacher, x, c, t, max(1, round(steps * (t - times[n + 1]) / times[0])), 0.0, until=times[n + 1])
     return x

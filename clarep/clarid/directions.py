@@ -45,7 +45,7 @@ def energy_inside(
     "Each direction's energy on the object, relative to the object's share of the area."
     return einsum(V.square(), mask, "b k c h w, b h w -> b k") / mask.mean((1, 2))[:, None]
 
-# %% ../../nbs/clarid/directions.ipynb #ae1063c5
+# %% ../../nbs/clarid/directions.ipynb #bd7a25ef
 def shared(
     V: torch.Tensor,      # orthonormal directions, `n k c h w`
     labels: torch.Tensor, # `n`
@@ -55,7 +55,7 @@ def shared(
     overlap = torch.stack([einsum(v, flat, "k d, n j d -> n k j").square().sum((1, 2)) for v in flat]) / V.shape[1]
     classes = labels.unique()
     def mean(a, b):
-        pairs = (labels[:, None] == a) & (labels == b) & ~torch.eye(len(labels), dtype=torch.bool)
+        pairs = (labels[:, None] == a) & (labels == b) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         return overlap[pairs].mean()
     return torch.stack([torch.stack([mean(a, b) for b in classes]) for a in classes])
 

@@ -56,7 +56,7 @@ def sweep(
 def _decoded(teacher, x, c, t_e, steps):
     return teacher.decode(decode(teacher, x, c, t_e, steps, guidance_scale=0.0)).float().cpu()
 
-# %% ../../nbs/clarid/select.ipynb #417f2df2
+# %% ../../nbs/clarid/select.ipynb #8966978f
 class Choice(NamedTuple):
     "Chosen knobs, and why."
     t_e: int
@@ -69,7 +69,7 @@ def elbow(
     values: list[float], # rising, such as captured energy over growing k
     at: list[int],       # where they were taken
 ) -> int:                # one of `at`
-    "Where a saturating curve is farthest above its chord."
+    "Where a saturating curve is farthest above its chord; the last place, where it never is above it."
     x, y = np.asarray([0, *at], float), np.asarray([0, *values], float)
     return int(at[np.argmax(y / y[-1] - x / x[-1]) - 1]) if len(at) > 1 else int(at[0])
 
@@ -77,10 +77,11 @@ def elbow(
 def most_selective(
     table: pd.DataFrame, # columns t_e, layer, k, class_retained, background_retained
     class_floor: float,  # of `class_retained`
+    reconstruction_floor: float, # of `judged_class` of the unprojected latent, relative to the best timestep's
     tolerance: float = 0.05, # differences of selectivity below it count as none
 ) -> Choice:
     "With known backgrounds: above the floor and nearly as selective as the best, the least background retained."
-    swept = table[table.k > 0]
+    swept = table[(table.k > 0) & table.t_e.isin(_reconstructing(table, reconstruction_floor))]
     if (keep := swept[swept.class_retained >= class_floor]).empty:
         return _nothing_keeps(swept, class_floor)
     selectivity = keep.class_retained - keep.background_retained
@@ -95,15 +96,19 @@ def most_removed(
     reconstruction_floor: float, # of `judged_class` of the unprojected latent, relative to the best timestep's
 ) -> Choice:
     "Without known backgrounds: the latest timestep that gives back the class; there, up to the elbow and above the floor, the most energy removed."
-    plain, swept = table[table.k == 0].set_index("t_e").judged_class, table[table.k > 0]
-    t_e = max(t for t in plain.index if plain[t] >= reconstruction_floor * plain.max())
-    here = swept[swept.t_e == t_e].sort_values("k")
+    t_e = max(_reconstructing(table, reconstruction_floor))
+    here = table[(table.k > 0) & (table.t_e == t_e)].sort_values("k")
     limit = here.groupby("layer")[["energy", "k"]].apply(lambda part: elbow(part.energy.tolist(), part.k.tolist()))
     keep = here[(here.class_retained >= class_floor) & (here.k <= here.layer.map(limit))]
     if keep.empty:
         return _nothing_keeps(here, class_floor)
     best = keep.loc[keep.energy.idxmax()]
     return Choice(int(t_e), best.layer, int(best.k), f"{t_e} is the latest timestep that gives back {reconstruction_floor:g} of the class that any does; there, up to the elbow, this removes most of the energy ({best.energy:.2f}) and keeps {best.class_retained:.2f} of the class")
+
+
+def _reconstructing(table, floor):
+    plain = table[table.k == 0].set_index("t_e").judged_class
+    return [t for t in plain.index if plain[t] >= floor * plain.max()]
 
 
 def _nothing_keeps(swept, floor):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'SmallDiT', 'build_dit', 'Recipe', 'train_for', 'compare', 'recipes_figure', 'main']
 
-# %% ../../nbs/diffusion/recipes.ipynb #acc38cfc
+# %% ../../nbs/diffusion/recipes.ipynb #2c083846
 import argparse
 import time
 from collections.abc import Callable
@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from diffusers import DiTTransformer2DModel
+from diffusers.models.embeddings import LabelEmbedding
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from .ode import sample
 from .teacher import Teacher, build_scheduler, build_unet
 from .train import Training
 
-# %% ../../nbs/diffusion/recipes.ipynb #6546f7f7
+# %% ../../nbs/diffusion/recipes.ipynb #86c598fb
 class SmallDiT(DiTTransformer2DModel):
     "A diffusion transformer (Peebles and Xie 2023) with the UNet's way of being called; the last class embedding is the null condition."
 
@@ -38,6 +39,9 @@ def build_dit(size: int, n_classes: int, width: int = 192, depth: int = 6, patch
     "A small class-conditional transformer on pixels."
     net = SmallDiT(num_attention_heads=width // 32, attention_head_dim=32, in_channels=3, num_layers=depth, sample_size=size, patch_size=patch, num_embeds_ada_norm=n_classes)
     net.register_to_config(num_class_embeds=n_classes + 1)
+    for module in net.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0  # labels are dropped by the loss, once, not by every block
     return net
 
 
@@ -117,7 +121,7 @@ def train_for(
     run.unet = net
     return Teacher(run.finished(), scheduler, class_names), {"steps": run.steps, "seconds": spent, "seconds_a_step": each, "parameters": sum(p.numel() for p in net.parameters())}
 
-# %% ../../nbs/diffusion/recipes.ipynb #c38d9e55
+# %% ../../nbs/diffusion/recipes.ipynb #fe4f2b9a
 def compare(
     x: torch.Tensor,
     labels: torch.Tensor,
@@ -129,14 +133,14 @@ def compare(
     n_samples: int = 200,
     guidance_scale: float = 3.0,
     seed: int = 0,
-) -> pd.DataFrame:        # columns recipe, class_acc, steps, seconds, seconds_a_step, parameters
+) -> pd.DataFrame:        # columns recipe, class_acc, n_samples, steps, seconds, seconds_a_step, parameters
     "Train a teacher by every recipe for the same time and judge guided samples from noise."
     from clarep.cadistill.students import accuracy
     rows, drawn = [], torch.arange(n_samples) % len(class_names)
     for name, recipe in tqdm(recipes.items(), desc="recipes"):
         teacher, spent = train_for(recipe, x, labels, class_names, seconds, seed)
         samples = sample(teacher, drawn, guidance_scale, 25, seed)
-        rows.append({"recipe": name, "class_acc": accuracy(judge, samples, drawn), **spent})
+        rows.append({"recipe": name, "class_acc": accuracy(judge, samples, drawn), "n_samples": n_samples, **spent})
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5g")
     return pd.DataFrame(rows)
 
@@ -147,7 +151,7 @@ def recipes_figure(
     "Share of recognised samples of every recipe after the same time, with the 95 % interval of the finite number of samples."
     table = table.sort_values("class_acc")
     fig, ax = plt.subplots(figsize=(7, 0.28 * len(table) + 1), layout="constrained")
-    half = 1.96 * (table.class_acc * (1 - table.class_acc) / 200) ** 0.5
+    half = 1.96 * (table.class_acc * (1 - table.class_acc) / table.n_samples) ** 0.5
     colours = ["#D55E00" if r == "default" else "#0072B2" for r in table.recipe]
     ax.hlines(table.recipe, table.class_acc - half, table.class_acc + half, color=colours)
     ax.scatter(table.class_acc, table.recipe, color=colours, zorder=3)
