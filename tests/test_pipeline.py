@@ -74,7 +74,8 @@ def test_other_objects_go_in_by_params_alone(tmp_path):
             content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
             (home / "data/shapes" / f"{stem}-{name}.gz").write_bytes(gzip.compress(content))
     assert run_in(home, "python", "-m", "clarep.params", "smoke").returncode == 0
-    text = (home / "params.yaml").read_text().replace("objects: null", "objects: data/shapes").replace("class_names: null", "class_names: [one, two, three]")
+    text = re.sub(r"objects:.*", "objects: data/shapes", (home / "params.yaml").read_text())
+    text = re.sub(r"class_names:.*", "class_names: [one, two, three]", text)
     (home / "params.yaml").write_text(text)
     done = run_in(home, "dvc", "repro", "data")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
