@@ -52,7 +52,7 @@ def findings(
 def _signed(part: pd.DataFrame, metric: str) -> str:
     return f"{NAMES.get(metric, metric)} ({part.set_index('metric').difference[metric]:+.3f})"
 
-# %% ../nbs/04_report.ipynb #e067d812
+# %% ../nbs/04_report.ipynb #685fb6cb
 def what_is_left(
     table: pd.DataFrame, # of the stage `representation`: columns set, method, k, seed, metric, class, value
     k: int,              # directions that the CLAReps lack
@@ -73,7 +73,7 @@ def what_is_left(
     return (f"CLAReps, {_where(suffix)}: with {k} directions removed, {seeds('class_retained', 'clarid', k).mean():.2f} of the class and {seeds('background_retained', 'clarid', k).mean():.2f} of the background are left "
             f"(null condition, 1 is the unprojected latent, ± is over judges of the same images): CLARID is {against((controls.xs(k, level='k').idxmax(), k), 'at that number')}, and {against(controls.idxmax(), 'at any number')}. "
             f"The most selective of ours is {ours.idxmax()[0].replace('_', ' ')} with {ours.idxmax()[1]} ({ours.max():.2f})."
-            + (f" At this layer {' and '.join(twins)} removes the very same directions as CLARID, so it is no control." if twins else ""))
+            + (f" With this layer and number the very same directions as CLARID's, so no control: {' and '.join(twins)}." if twins else ""))
 
 
 def _where(suffix: str) -> str:
