@@ -39,7 +39,7 @@ def out_folder(
 ) -> Path: # relative to the project's root
     "Where a stage's outputs lie."
     if stage == "data":
-        return Path("data/digits-on-photos")
+        return Path("data/prepared")
     return Path("runs") / stage / (f"{arm}-{seed}" if arm else "")
 
 # %% ../nbs/03_stage.ipynb #e108ba9c

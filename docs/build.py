@@ -29,7 +29,7 @@ DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 def executed(stage: str) -> Path | None:
     """The stage notebook as DVC's last run left it; of a matrix, the first one."""
-    places = [HOME / "data" / "digits-on-photos" / "data.ipynb"] if stage == "data" else [*(HOME / "runs" / stage).glob(f"**/{stage}.ipynb")]
+    places = [HOME / "data/prepared/data.ipynb"] if stage == "data" else [*(HOME / "runs" / stage).glob(f"**/{stage}.ipynb")]
     return next((p for p in sorted(places) if p.is_file()), None)
 
 

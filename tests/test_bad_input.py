@@ -62,7 +62,7 @@ def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, 
 @pytest.mark.parametrize("lost, stage, said", [
     ("runs/clareps/shards/shard-00001.safetensors", ("student", "--arm", "cadistill", "--seed", "0"), ("has lost shard-00001.safetensors", "dvc checkout")),
     ("runs/teacher/model/unet/diffusion_pytorch_model.safetensors", ("clareps",), ("runs/teacher/model is damaged or incomplete", "dvc repro -f teacher")),
-    ("data/digits-on-photos/splits", ("teacher",), ("train.safetensors is missing", "dvc repro data")),
+    ("data/prepared/splits", ("teacher",), ("train.safetensors is missing", "dvc repro data")),
     ("runs/student/ce-0/student.safetensors", ("evaluate", "--arm", "ce", "--seed", "0"), ("student.safetensors is missing",)),
 ])
 def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, said):

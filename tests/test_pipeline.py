@@ -79,7 +79,7 @@ def test_other_objects_go_in_by_params_alone(tmp_path):
     (home / "params.yaml").write_text(text)
     done = run_in(home, "dvc", "repro", "data")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    train = Images.load(home / "data/digits-on-photos/splits/train.safetensors")
+    train = Images.load(home / "data/prepared/splits/train.safetensors")
     assert train.class_names == ["one", "two", "three"] and train.labels.bincount().tolist() == [100, 100, 100]
 
 

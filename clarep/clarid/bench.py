@@ -114,7 +114,7 @@ def propack(
 def teacher_case(b: int, device: str = "cpu") -> tuple[Callable, torch.Tensor, tuple]: # f, x, args
     "The trained teacher's mid block at latents of the first `b` training images, t = 600."
     teacher = load_teacher(root() / "runs" / "teacher" / "model", device)
-    images = Images.load(root() / "data" / "digits-on-photos" / "splits" / "train.safetensors")[:b]
+    images = Images.load(root() / "data/prepared/splits" / "train.safetensors")[:b]
     c = teacher.condition(images.labels)
     x = invert(teacher, teacher.encode(to_unit(images.images)), c, 600, 20)
     return lambda z, c: teacher.features(z, 600, c, "mid_block"), x, (c,)

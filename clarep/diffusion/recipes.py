@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=100.0)
     parser.add_argument("--only", nargs="*", default=list(RECIPES), choices=list(RECIPES), metavar="NAME")
     args = parser.parse_args()
-    splits, folder = root() / "data/digits-on-photos/splits", root() / "bench"
+    splits, folder = root() / "data/prepared/splits", root() / "bench"
     folder.mkdir(exist_ok=True)
     train, probe = Images.load(splits / "train.safetensors"), Images.load(splits / "probe.safetensors")
     judge = train_judge(probe, probe.labels, 12)
