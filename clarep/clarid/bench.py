@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'CASES', 'power_iteration', 'published', 'full_jacobian', 'dense', 'propack', 'teacher_case', 'dit_case',
            'Memory', 'Timed', 'quality', 'methods', 'measure', 'figure', 'machine', 'main']
 
-# %% ../../nbs/clarid/bench.ipynb #ad7e996f
+# %% ../../nbs/clarid/bench.ipynb #a860db64
 import argparse
 import ctypes
 import gc
@@ -26,7 +26,8 @@ from scipy.sparse.linalg import LinearOperator, svds
 from .jacobian import Products, right_singular_vectors, twice_differentiable
 from ..data import Images, to_unit
 from ..diffusion.ode import invert
-from ..diffusion.teacher import activation, load_teacher
+from ..diffusion.face import activation
+from ..diffusion.teacher import load_teacher
 from ..files import root, save_json
 
 # %% ../../nbs/clarid/bench.ipynb #f34e392c

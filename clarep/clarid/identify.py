@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['project_out', 'sensitive_directions', 'pooled', 'clarid', 'stratified']
 
-# %% ../../nbs/clarid/identify.ipynb #b73bb59b
+# %% ../../nbs/clarid/identify.ipynb #3f1ecb16
 import math
 
 import torch
@@ -14,7 +14,7 @@ from einops import einsum, reduce
 from .jacobian import right_singular_vectors
 from .store import Batch
 from ..data import to_bytes
-from ..diffusion.ode import decode, evaluations, invert
+from ..diffusion.ode import decode, evaluations, inversion_evaluations, invert
 from ..diffusion.teacher import Teacher
 
 # %% ../../nbs/clarid/identify.ipynb #51a1812f
@@ -48,7 +48,7 @@ def pooled(activations: torch.Tensor) -> torch.Tensor:
     "Activations `b c ...` averaged over positions, `b c`."
     return reduce(activations, "b c ... -> b c", "mean")
 
-# %% ../../nbs/clarid/identify.ipynb #0d1c8788
+# %% ../../nbs/clarid/identify.ipynb #7569cfe9
 def clarid(
     teacher: Teacher,
     images: torch.Tensor, # in [-1, 1], `b c h w`
@@ -85,7 +85,7 @@ def _batch(teacher, x, c, labels, index, values, spent, t_e, layer, guidance, st
         labels=labels.cpu(),
         index=torch.arange(n) if index is None else index.cpu(),
         singular_values=values.float().cpu(),
-        teacher_evals=torch.full((n,), steps + evaluations(steps, guidance) + 1),
+        teacher_evals=torch.full((n,), inversion_evaluations(steps, teacher.solver) + evaluations(steps, guidance) + 1),
         jacobian_products=spent,
     )
 
