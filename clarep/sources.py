@@ -264,7 +264,7 @@ def take_turns(
     turns = itertools.zip_longest(*(rows.tolist() for rows in pool.values()))
     return list(itertools.islice(((c, row) for turn in turns for c, row in enumerate(turn) if row is not None), n))
 
-# %% ../nbs/05_sources.ipynb #3755fe21
+# %% ../nbs/05_sources.ipynb #477c7fd8
 Chosen = dict[str, list[tuple[str, int, int]]]  # set: the split it is read from, class, row
 
 
@@ -285,16 +285,17 @@ def deal(
     gone = {row for picked in chosen.values() for split, _, row in picked if split == "train"}
     rest = {c: np.array([row for row in r.tolist() if row not in gone][:per_class], int) for c, r in pools["train"].items()}
     chosen["train"] = [("train", c, row) for c, row in take_turns(rest, limits["train"])]
-    _every_class_has_images(chosen, list(rows["train"]), limits)
+    names = list(rows["train"])
+    for goal, limit in limits.items():
+        if limit < len(names):
+            raise DataError(f"`data.n_{goal}`: {limit} images for {len(names)} classes; ask for one a class at least, or name fewer as `data.classes`")
+        _every_class(goal, [c for _, c, _ in chosen[goal]], names)
     return {goal: chosen[goal] for goal in ("train", "validation", "test")}
 
 
-def _every_class_has_images(chosen: Chosen, names: list[str], limits: dict[str, int]) -> None:
-    for goal, picked in chosen.items():
-        if limits[goal] < len(names):
-            raise DataError(f"`data.n_{goal}`: {limits[goal]} images for {len(names)} classes; ask for one a class at least, or name fewer as `data.classes`")
-        if lost := [name for c, name in enumerate(names) if c not in {c for _, c, _ in picked}]:
-            raise DataError(f"no {goal} images of {', '.join(lost[:5])}; add some, or let `data.classes` name the others only (what is held out of train needs three images of a class)")
+def _every_class(goal: str, labels: list[int], names: list[str]) -> None:
+    if lost := [names[c] for c in sorted(set(range(len(names))) - set(labels))]:
+        raise DataError(f"no {goal} images of {', '.join(lost[:5])}; add some, or let `data.classes` name the others only (what is held out of train needs three images of a class)")
 
 # %% ../nbs/05_sources.ipynb #0cffb97e
 def read_chosen(
@@ -347,7 +348,7 @@ def accept(
         raise DataError(f"{said}. That is more than `data.corrupt` ({corrupt}) allows; repair or remove them, or raise it")
     print(f"{said}; skipped")
 
-# %% ../nbs/05_sources.ipynb #48f80a3e
+# %% ../nbs/05_sources.ipynb #94d8d74c
 def load_source(
     name: str,                        # `imagefolder`, `parquet` or a hub id
     path: str | Path | None,          # of the first two
@@ -373,9 +374,11 @@ def load_source(
     chosen = deal(kept, {"train": n_train, "validation": n_validation, "test": n_test}, per_class, seed)
     read, broken = read_chosen(streams, chosen, image_column(features), size)
     accept(broken, sum(map(len, chosen.values())), corrupt)
+    for goal, (_, labels) in read.items():
+        _every_class(goal, labels.tolist(), names)
     return {key: Images(*read[goal], names) for key, goal in (("train", "train"), ("validation-original", "validation"), ("test-original", "test"))}
 
-# %% ../nbs/05_sources.ipynb #32af2ae6
+# %% ../nbs/05_sources.ipynb #4620739f
 SCENES = ["size", "rho", "contrast", "clutter", "seed", "objects"]                                 # settings that made-up images hang on
 SOURCES = ["name", "path", "size", "classes", "label", "per_class", "corrupt", "seed"]             # and those of other sources
 COUNTS = ["n_train", "n_validation", "n_test"]
@@ -409,7 +412,9 @@ def made_from(
     settings: dict, # section `data` and the seed
 ) -> dict:
     "The settings that an image hangs on, for the header of its file."
-    return {k: settings[k] for k in (SCENES if settings["name"] == "digits-on-photos" else SOURCES)}
+    if settings["name"] == "digits-on-photos":
+        return {k: settings[k] for k in SCENES}
+    return {"source": {k: settings[k] for k in SOURCES}}
 
 # %% ../nbs/05_sources.ipynb #507b7542
 def show_sets(
