@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/03_stage.ipynb #5f8a799d
-NEEDED = ["torch", "diffusers", "papermill", "pydantic", "ruamel.yaml", "einops", "sklearn", "skimage"]
+# %% ../nbs/03_stage.ipynb #947b2213
+NEEDED = ["torch", "diffusers", "papermill", "pydantic", "ruamel.yaml", "einops", "sklearn", "skimage", "datasets"]
 
 
 def preflight(
