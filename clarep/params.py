@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Positive', 'Fraction', 'SECTION_OF', 'FOLLOW_THE_ODE', 'ParamsError', 'Section', 'Common', 'known_source', 'Data',
            'Teacher', 'Ode', 'Select', 'Clareps', 'Representation', 'Directions', 'Compare', 'Student', 'Evaluate',
-           'Params', 'explain', 'read_yaml', 'load_params', 'source_conflicts', 'least_classes', 'size_conflicts',
+           'Params', 'explain', 'read_yaml', 'load_params', 'source_conflicts', 'least_classes', 'teacher_conflicts',
            'conflicts', 'stage_settings', 'apply_preset', 'main']
 
 # %% ../nbs/00_params.ipynb #1390a866
@@ -41,17 +41,17 @@ class Common(Section):
     dtype: Literal["float32", "float64", "bfloat16"]                         # of the teacher and its latents; students use float32
     seed: Annotated[int, Field(ge=0)]                                        # everything random starts from it
 
-# %% ../nbs/00_params.ipynb #0406cac6
+# %% ../nbs/00_params.ipynb #940c1083
 def known_source(name: str) -> str:
     "The name of a data source, unchanged; an error for pydantic that says what is allowed."
-    if name in ("digits-on-photos", "imagefolder", "parquet") or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if name in ("digits-on-photos", "imagefolder", "parquet", "stand-in") or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
-    raise PydanticCustomError("source", "allowed: digits-on-photos, imagefolder, parquet, or a data set of the Hugging Face hub with its owner, such as uoft-cs/cifar10")
+    raise PydanticCustomError("source", "allowed: digits-on-photos, imagefolder, parquet, stand-in (drawn shapes, for a smoke test), or a data set of the Hugging Face hub with its owner, such as uoft-cs/cifar10")
 
 
 class Data(Section):
     "The embedded data set `digits-on-photos`, or where other images come from."
-    name: Annotated[str, AfterValidator(known_source)]         # digits-on-photos, imagefolder, parquet or a hub id
+    name: Annotated[str, AfterValidator(known_source)]         # digits-on-photos, imagefolder, parquet, stand-in or a hub id
     path: str | None                                           # the folder of imagefolder and parquet
     classes: Annotated[list[str], Field(min_length=2)] | None  # of other sources: to take, in this order; null: all
     label: str | None                                          # of other sources: column of the class, where there are several; null: found by its type
@@ -248,7 +248,7 @@ def load_params(
         raise ParamsError(f"{path} does not hold a possible experiment\n" + "\n".join(bad))
     return params
 
-# %% ../nbs/00_params.ipynb #67f151fb
+# %% ../nbs/00_params.ipynb #bc04bf70
 def source_conflicts(p: Params) -> Iterator[str]:
     "Yield settings of one data source that are given together with another."
     data, made = p.data, p.data.name == "digits-on-photos"
@@ -259,10 +259,10 @@ def source_conflicts(p: Params) -> Iterator[str]:
     for key in ("classes", "label", "per_class") if made else ("objects", "class_names"):
         if getattr(data, key) is not None:
             yield f"`data.{key}`: {getattr(data, key)!r} is for {'other sources' if made else 'digits-on-photos'}; with `data.name` {data.name} it must be null"
-    if data.size is None and (made or getattr(p.teacher, "checkpoint", None) is None):
+    if data.size is None and (made or p.teacher.checkpoint is None):
         yield "`data.size`: null takes the size that a teacher's checkpoint was made for, and " + ("digits-on-photos has to be told" if made else "there is no checkpoint")
 
-# %% ../nbs/00_params.ipynb #90e44b32
+# %% ../nbs/00_params.ipynb #984a465b
 def least_classes(data: Data) -> int:
     "The number of classes where settings tell, else the smallest that is possible."
     if data.name == "digits-on-photos":
@@ -270,23 +270,25 @@ def least_classes(data: Data) -> int:
     return len(data.classes or range(2))
 
 
-def size_conflicts(p: Params) -> Iterator[str]:
-    "Yield what cannot be true of images of this size."
+def teacher_conflicts(p: Params) -> Iterator[str]:
+    "Yield what a teacher that is trained here cannot serve; what a checkpoint cannot serve is known when its configuration is read."
     latent, depth = 3 * p.data.size**2, 2 ** (len(p.teacher.channels) - 1)
     for key, k in [("clareps.k", p.clareps.k or 0), ("select.ks", max(p.select.ks)), ("representation.ks", max(p.representation.ks))]:
         if k > latent:
             yield f"`{key}`: {k} directions, but a latent has only 3*{p.data.size}*{p.data.size} = {latent}"
     if p.data.size % depth:
         yield f"`teacher.channels`: {len(p.teacher.channels)} levels halve the image {depth.bit_length() - 1} times; `data.size` {p.data.size} must be a multiple of {depth}"
+    for key, t_e in [("clareps.t_e", p.clareps.t_e or 1), ("select.t_es", max(p.select.t_es))]:
+        if t_e >= p.teacher.num_train_timesteps:
+            yield f"`{key}`: {t_e} is outside the schedule; allowed: 1 to {p.teacher.num_train_timesteps - 1}"
 
 
 def conflicts(p: Params) -> Iterator[str]:
     "Yield what cannot be true of two settings at once."
     yield from source_conflicts(p)
-    yield from size_conflicts(p) if p.data.size else ()
-    for key, t_e in [("clareps.t_e", p.clareps.t_e or 1), ("select.t_es", max(p.select.t_es))]:
-        if t_e >= p.teacher.num_train_timesteps:
-            yield f"`{key}`: {t_e} is outside the schedule; allowed: 1 to {p.teacher.num_train_timesteps - 1}"
+    yield from teacher_conflicts(p) if p.teacher.checkpoint is None and p.data.size else ()
+    if p.ode.order == 2 and p.ode.refine:
+        yield f"`ode.refine`: {p.ode.refine}, but refinement undoes first-order steps; with `ode.order` 2 it must be 0"
     if p.compare.baseline not in p.compare.arms:
         yield f"`compare.baseline`: {p.compare.baseline!r} is not among `compare.arms` {p.compare.arms}"
     for section, name in [("compare", "arms"), ("compare", "seeds"), ("select", "t_es"), ("select", "layers"), ("select", "ks")]:

@@ -6,16 +6,17 @@
 __all__ = ['UNREADABLE', 'SPLIT_WORDS', 'Streams', 'HELD_OUT', 'Chosen', 'SCENES', 'SOURCES', 'COUNTS', 'to_rgb', 'to_pixels',
            'folders_in', 'class_folders', 'images_in', 'folder_streams', 'check_parts', 'parquet_streams',
            'hub_streams', 'open_source', 'image_column', 'label_column', 'rows_by_class', 'choose_classes', 'shuffled',
-           'fifth', 'take_turns', 'deal', 'read_chosen', 'accept', 'load_source', 'photo_sets', 'prepare_sets',
-           'made_from', 'show_sets']
+           'fifth', 'take_turns', 'deal', 'read_chosen', 'accept', 'load_source', 'photo_sets', 'stand_in_sets',
+           'prepare_sets', 'made_from', 'show_sets']
 
-# %% ../nbs/05_sources.ipynb #72b6b466
+# %% ../nbs/05_sources.ipynb #13053479
 import difflib
 import itertools
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -31,7 +32,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .data import DIGITS, PHOTOS, VARIANTS, Images, digits_on_photos
+from .data import DIGITS, PHOTOS, STAND_IN, VARIANTS, Images, digits_on_photos
 from .files import DataError
 
 # %% ../nbs/05_sources.ipynb #4280fb67
@@ -378,7 +379,7 @@ def load_source(
         _every_class(goal, labels.tolist(), names)
     return {key: Images(*read[goal], names) for key, goal in (("train", "train"), ("validation-original", "validation"), ("test-original", "test"))}
 
-# %% ../nbs/05_sources.ipynb #4620739f
+# %% ../nbs/05_sources.ipynb #6aa85ad1
 SCENES = ["size", "rho", "contrast", "clutter", "seed", "objects"]                                 # settings that made-up images hang on
 SOURCES = ["name", "path", "size", "classes", "label", "per_class", "corrupt", "seed"]             # and those of other sources
 COUNTS = ["n_train", "n_validation", "n_test"]
@@ -399,10 +400,20 @@ def photo_sets(
             "test-mixed_rand-recoloured": digits_on_photos("test", n_test, variant="mixed_rand", **kw, **texture)}
 
 
+def stand_in_sets(
+    settings: dict, # section `data` and the seed
+) -> dict[str, Images]: # `train`, `validation-original`, `test-original`
+    "Drawn shapes on photographs of which mask and background are not told, as if they were somebody's images."
+    made = {goal: digits_on_photos(goal, settings[f"n_{goal}"], objects=STAND_IN, **{k: settings[k] for k in SCENES if k != "objects"}) for goal in ("train", "validation", "test")}
+    return {goal if goal == "train" else f"{goal}-original": replace(images, mask=None, background=None) for goal, images in made.items()}
+
+
 def prepare_sets(
     settings: dict, # section `data` and the seed
 ) -> dict[str, Images]: # `train`, `validation-original`, `test-original`, and of digits on photographs all variants
     "The images of an experiment, whatever their source."
+    if settings["name"] == STAND_IN:
+        return stand_in_sets(settings)
     if settings["name"] == "digits-on-photos":
         return photo_sets(settings)
     return load_source(**{k: settings[k] for k in [*SOURCES, *COUNTS]})
@@ -412,7 +423,7 @@ def made_from(
     settings: dict, # section `data` and the seed
 ) -> dict:
     "The settings that an image hangs on, for the header of its file."
-    if settings["name"] == "digits-on-photos":
+    if settings["name"] in ("digits-on-photos", STAND_IN):
         return {k: settings[k] for k in SCENES}
     return {"source": {k: settings[k] for k in SOURCES}}
 
