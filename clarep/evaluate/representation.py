@@ -235,14 +235,12 @@ def _verdict(one, plain, judges, truth):
     found = verdicts(judges, {"guidance_only": plain.samples, "left": one.samples}, truth)["left"]
     return {"t_e": one.t_e, "layer": one.layer, "k": one.k, "energy": one.energy, **found}
 
-# %% ../../nbs/evaluate/representation.ipynb #f8ec3b7e
+# %% ../../nbs/evaluate/representation.ipynb #21b18e71
 def regrets(
-    table: pd.DataFrame,     # of `judge_sweep`
+    table: pd.DataFrame,      # of `judge_sweep`, with known backgrounds
     choices: dict[str, dict], # name: t_e, layer, k
 ) -> dict[str, float]: # `selectivity_best_of_sweep`, and `regret_` and the name
-    "The best selectivity of a sweep, and how far below it choices are; nothing where backgrounds were not judged."
-    if "selectivity" not in table:
-        return {}
+    "The best selectivity of a sweep, and how far below it choices are."
     value = table[table.k > 0].set_index(["t_e", "layer", "k"]).selectivity
     at = {name: (c["t_e"], c["layer"], c["k"]) for name, c in choices.items()}
     return {"selectivity_best_of_sweep": float(value.max()), **{f"regret_{name}": float(value.max() - value[place]) for name, place in at.items() if place in value.index}}
