@@ -163,7 +163,7 @@ def several_times(
             x = decode(teacher, x, c, t, max(1, round(steps * (t - times[n + 1]) / times[0])), 0.0, until=times[n + 1])
     return x
 
-# %% ../../nbs/clarid/controls.ipynb #3388eb17
+# %% ../../nbs/clarid/controls.ipynb #d74c0921
 def everything(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -177,7 +177,8 @@ def everything(
     generator: torch.Generator | None = None,
     **search, # see `right_singular_vectors`
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # method: `b k c h w`, and CLARID's singular values, on the CPU
-    "CLARID's directions, those of our variants, and of every control."
+    "CLARID's directions, those of our variants, and of every control; principal directions of the class only where every class has more than k other latents."
+    fewest = int(others[1].unique(return_counts=True)[1].min())
     c, null = teacher.condition(labels), teacher.null(len(x))
     V, S, _ = sensitive_directions(teacher, x, c, t_e, layer, k, **search)
     W = class_directions(teacher, x, c, t_e, "output", protected, **search)
@@ -187,7 +188,9 @@ def everything(
              "feature_layer": sensitive_directions(teacher, x, c, t_e, feature_layer, k, **search)[0],
              "unconditional": sensitive_directions(teacher, x, null, t_e, layer, k, **search)[0],
              "output_jacobian": sensitive_directions(teacher, x, c, t_e, "output", k, **search)[0], "smallest": V.flip(1),
-             "random": random_directions(x, k, generator), "low_frequency": low_frequencies(x, k), "class_pca": principal_directions(*others, c, k)}
+             "random": random_directions(x, k, generator), "low_frequency": low_frequencies(x, k)}
+    if fewest > k:
+        found["class_pca"] = principal_directions(*others, c, k)
     return {method: V.float().cpu() for method, V in found.items()}, S.float().cpu()
 
 

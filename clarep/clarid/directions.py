@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['walk', 'energy_map', 'energy_inside', 'shared', 'medoids', 'nearest']
 
-# %% ../../nbs/clarid/directions.ipynb #336b9941
+# %% ../../nbs/clarid/directions.ipynb #93fff1b1
 import torch
 from einops import einsum, rearrange, reduce
 
-from ..diffusion.ode import decode
+from .identify import decoded
 from ..diffusion.teacher import Teacher
 
-# %% ../../nbs/clarid/directions.ipynb #5c9156ff
+# %% ../../nbs/clarid/directions.ipynb #6281ae9c
 def walk(
     teacher: Teacher,
     x: torch.Tensor,      # latents at `t_e`, `b c h w`
@@ -27,8 +27,8 @@ def walk(
     length = x.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1, 1)
     moved = x[:, None, None] + V[:, :, None] * length * torch.tensor(shares).to(x).reshape(-1, 1, 1, 1)
     b, k, n = moved.shape[:3]
-    made = decode(teacher, rearrange(moved, "b k n c h w -> (b k n) c h w"), c.repeat_interleave(k * n), t_e, steps, guidance)
-    return rearrange(teacher.decode(made).float().cpu(), "(b k n) c h w -> b k n c h w", b=b, k=k)
+    made = decoded(teacher, rearrange(moved, "b k n c h w -> (b k n) c h w"), c.repeat_interleave(k * n), t_e, steps, guidance)
+    return rearrange(made, "(b k n) c h w -> b k n c h w", b=b, k=k)
 
 # %% ../../nbs/clarid/directions.ipynb #e57c1496
 def energy_map(
@@ -59,13 +59,15 @@ def shared(
         return overlap[pairs].mean()
     return torch.stack([torch.stack([mean(a, b) for b in classes]) for a in classes])
 
-# %% ../../nbs/clarid/directions.ipynb #021f8810
+# %% ../../nbs/clarid/directions.ipynb #7de6ecd7
 def medoids(
     features: torch.Tensor, # `n m`
     labels: torch.Tensor,   # `n`
     n: int = 1,
 ) -> torch.Tensor:          # places, classes by `n`, most central first
-    "The n most central members of every class."
+    "The n most central members of every class; raises `ValueError` when a class has fewer."
+    if (fewest := int(labels.unique(return_counts=True)[1].min())) < n:
+        raise ValueError(f"a class has {fewest} Canonical Samples, {n} cannot stand for it: lower `directions.n_medoids` or raise `clareps.fraction`")
     places = []
     for label in labels.unique():
         own = torch.nonzero(labels == label).flatten()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'OURS', 'train_judge', 'retained', 'judged', 'verdicts', 'mask_correlation', 'change_inside', 'clusters',
-           'linear_probe', 'within_between', 'decode_all', 'frontier_figure']
+           'linear_probe', 'within_between', 'decode_all', 'frontier_figure', 'class_figure', 'judge_sweep', 'regrets']
 
-# %% ../../nbs/evaluate/representation.ipynb #8b463d47
+# %% ../../nbs/evaluate/representation.ipynb #adbeaa7f
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -21,16 +21,18 @@ from sklearn.model_selection import KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from tqdm import tqdm
 
 from ..cadistill.students import SmallCNN, accuracy
 from ..cadistill.train import train_student
+from ..clarid.identify import decoded
+from ..clarid.select import sweep
 from ..data import Images, to_unit
-from ..diffusion.ode import decode
 from ..diffusion.teacher import Teacher
 
-# %% ../../nbs/evaluate/representation.ipynb #37a76580
+# %% ../../nbs/evaluate/representation.ipynb #d37b4ff0
 def train_judge(
-    data: Images,         # background independent of the class
+    data: Images,         # background independent of the class, where that can be had
     target: torch.Tensor, # what to name: `data.labels` or `data.background`
     epochs: int,
     seed: int = 0,
@@ -43,7 +45,7 @@ def train_judge(
     train_student(judge, replace(data, labels=target), epochs=epochs, batch_size=min(128, len(data)), learning_rate=3e-3, weight_decay=0.05, seed=seed, progress=progress)
     return judge.eval()
 
-# %% ../../nbs/evaluate/representation.ipynb #924ba86b
+# %% ../../nbs/evaluate/representation.ipynb #0c8c0030
 def retained(
     accuracy: float,   # of a judge on samples of the method
     unprojected: float, # on samples of the unprojected latent, decoded alike
@@ -65,21 +67,22 @@ def judged(
 
 
 def verdicts(
-    judges: dict[str, nn.Module],     # "class" and "background"
+    judges: dict[str, nn.Module],     # "class" and, where it is known, "background"
     samples: dict[str, torch.Tensor], # method: decoded images in [-1, 1]
-    truth: dict[str, torch.Tensor],   # "class" and "background" of the source images
+    truth: dict[str, torch.Tensor],   # of the source images, a key a judge
     suffix: str = "",                 # "_guided" for guided samples
     reference: str | tuple = "guidance_only", # the unprojected latent's key in `samples`
 ) -> dict[str, dict[str, float]]:     # method: metric: value
-    "Retained class, retained background and selectivity of each method, with the raw accuracies."
+    "What each method retains of the class and, where it is judged, of the background; then the difference of the two, selectivity; and the raw accuracies."
     read = judged(judges, samples, truth)
     chance = {w: 1 / j.head.out_features for w, j in judges.items()}
     found = {}
     for method, acc in read.items():
         kept = {w: retained(acc[w], read[reference][w], chance[w]) for w in judges}
-        found[method] = {f"class_retained{suffix}": kept["class"], f"background_retained{suffix}": kept["background"],
-                         f"selectivity{suffix}": kept["class"] - kept["background"],
-                         **{f"judged_{w}{suffix}": acc[w] for w in judges}}
+        found[method] = {f"{w}_retained{suffix}": v for w, v in kept.items()}
+        if "background" in kept:
+            found[method][f"selectivity{suffix}"] = kept["class"] - kept["background"]
+        found[method] |= {f"judged_{w}{suffix}": v for w, v in acc.items()}
     return found
 
 # %% ../../nbs/evaluate/representation.ipynb #f70ec115
@@ -135,7 +138,7 @@ def within_between(
     distance, same = torch.cdist(z, z), labels[:, None] == labels
     return float(distance[same & ~torch.eye(len(z), dtype=torch.bool)].mean() / distance[~same].mean())
 
-# %% ../../nbs/evaluate/representation.ipynb #fcab6191
+# %% ../../nbs/evaluate/representation.ipynb #1a1fd10c
 def decode_all(
     teacher: Teacher,
     left: dict[tuple[str, int], torch.Tensor], # (method, k): latents, `n c h w`
@@ -145,9 +148,9 @@ def decode_all(
     guidance: float,                           # 0 decodes under the null condition
 ) -> dict[tuple[str, int], torch.Tensor]:      # decoded images in [-1, 1] on the CPU
     "Decode what is left after every removal."
-    return {which: teacher.decode(decode(teacher, z, c, t_e, steps, guidance)).float().cpu() for which, z in left.items()}
+    return {which: decoded(teacher, z, c, t_e, steps, guidance) for which, z in left.items()}
 
-# %% ../../nbs/evaluate/representation.ipynb #c3c07c38
+# %% ../../nbs/evaluate/representation.ipynb #7639d045
 STYLE = {"clarid": ("#0072B2", "o-"), "soft": ("#56B4E9", "p-"), "norm_restored": ("#CC79A7", "*-"), "several_times": ("#000000", "d"), "context": ("#009E73", "D-"), "weighted": ("#8B4513", "h-"), "class_average": ("#E69F00", ">-"), "feature_layer": ("#D55E00", "^-"),
          "unconditional": ("#56B4E9", "v--"), "output_jacobian": ("#CC79A7", "P--"), "smallest": ("#999999", "X:"),
          "random": ("#D55E00", "s:"), "low_frequency": ("#000000", "^-"), "class_pca": ("#E69F00", "<-"), "fresh_noise": ("#009E73", "x")}
@@ -162,9 +165,10 @@ def frontier_figure(
     "Class retained against background retained over the number of directions removed, mean over seeds; a column a set of backgrounds, above ours, below the controls."
     fig, axes = plt.subplots(2, len(sets), figsize=(5.4 * len(sets), 8), sharex=True, sharey=True, squeeze=False, layout="constrained")
     mean = table.groupby(["set", "method", "k", "metric"]).value.mean()
+    measured = set(mean.index.droplevel(["k", "metric"]))
     for row, methods in zip(axes, (OURS, ["clarid", *[m for m in STYLE if m not in OURS]])):
         for ax, s in zip(row, sets):
-            for method in methods:
+            for method in [m for m in methods if (s, m) in measured]:
                 (colour, line), curve = STYLE[method], mean[s, method].unstack()
                 start = [1.0] if len(line) > 1 else []
                 ax.plot(*([*start, *curve[f"{what}_retained{s}"]] for what in ("background", "class")), line, color=colour, ms=4, lw=1.2, label=method.replace("_", " "))
@@ -176,3 +180,67 @@ def frontier_figure(
     for ax in axes[-1]:
         ax.set_xlabel("background retained")
     return fig
+
+# %% ../../nbs/evaluate/representation.ipynb #d68b0a38
+def class_figure(
+    table: pd.DataFrame, # columns set, method, k, seed, metric, value
+    k: int,              # marked on every curve
+) -> Figure:
+    "Class retained over the number of directions removed, mean over seeds; left ours, right the controls."
+    fig, axes = plt.subplots(1, 2, figsize=(10.8, 4.2), sharex=True, sharey=True, layout="constrained")
+    mean = table[table.metric == "class_retained"].groupby(["method", "k"]).value.mean()
+    for ax, methods, title in zip(axes, (OURS, ["clarid", *[m for m in STYLE if m not in OURS]]), ("CLARID and our variants", "CLARID and the controls")):
+        for method in [m for m in methods if m in mean.index]:
+            (colour, line), curve = STYLE[method], mean[method]
+            start = [[0], [1.0]] if len(line) > 1 else [[], []]
+            ax.plot([*start[0], *curve.index], [*start[1], *curve], line, color=colour, ms=4, lw=1.2, label=method.replace("_", " "))
+            ax.plot(k, curve[k], line[0], color=colour, ms=9)
+        ax.axhline(0, color="0.5", lw=0.8, ls=":"), ax.grid(color="0.93"), ax.set_axisbelow(True)
+        ax.set_title(title, fontsize=10), ax.set_xlabel("directions removed"), ax.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("class retained (0 is chance)")
+    return fig
+
+# %% ../../nbs/evaluate/representation.ipynb #cdf8fba5
+def judge_sweep(
+    teacher: Teacher,
+    images: Images,
+    t_es: list[int],
+    layers: list[str],
+    ks: list[int],
+    steps: int,                     # each way
+    judges: dict[str, nn.Module],
+    truth: dict[str, torch.Tensor], # of the images, a key a judge
+) -> pd.DataFrame: # columns t_e, layer, k, energy, and those of `verdicts`
+    "The verdicts on every setting of a sweep; raises `ValueError` when no timestep can be judged."
+    rows, bar = [], tqdm(total=len(t_es) * (1 + len(layers) * len(ks)), desc="sweep", unit="setting")
+    for t_e in t_es:
+        swept = sweep(teacher, images, [t_e], layers, ks, steps)
+        plain = next(swept)
+        try:
+            rows.append(_verdict(plain, plain, judges, truth))
+        except ValueError as e:
+            print(f"t_e = {t_e} is left out: {e}")
+            continue
+        bar.update()
+        for one in swept:
+            rows.append(_verdict(one, plain, judges, truth))
+            bar.update()
+    bar.close()
+    if not rows:
+        raise ValueError(f"at none of the timesteps {t_es} do the judges read more than chance from unprojected latents: train the teacher longer (`teacher.train_steps`), add earlier timesteps to `select.t_es`, or train the judges longer (`probe_epochs`)")
+    return pd.DataFrame(rows)
+
+
+def _verdict(one, plain, judges, truth):
+    found = verdicts(judges, {"guidance_only": plain.samples, "left": one.samples}, truth)["left"]
+    return {"t_e": one.t_e, "layer": one.layer, "k": one.k, "energy": one.energy, **found}
+
+# %% ../../nbs/evaluate/representation.ipynb #21b18e71
+def regrets(
+    table: pd.DataFrame,      # of `judge_sweep`, with known backgrounds
+    choices: dict[str, dict], # name: t_e, layer, k
+) -> dict[str, float]: # `selectivity_best_of_sweep`, and `regret_` and the name
+    "The best selectivity of a sweep, and how far below it choices are."
+    value = table[table.k > 0].set_index(["t_e", "layer", "k"]).selectivity
+    at = {name: (c["t_e"], c["layer"], c["k"]) for name, c in choices.items()}
+    return {"selectivity_best_of_sweep": float(value.max()), **{f"regret_{name}": float(value.max() - value[place]) for name, place in at.items() if place in value.index}}
