@@ -5,48 +5,43 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import copy_of_project, run_in
+from PIL import Image
 from ruamel.yaml import YAML
 
-from clarep.data import Images
-
-COLOURS = {"red disc": (220, 40, 40), "green square": (40, 200, 60), "blue cross": (50, 80, 230), "yellow bar": (230, 220, 40), "white ring": (240, 240, 240)}
-HOW_MANY = {"train": (40, 40, 40, 40, 20), "validation-original": (12, 12, 12, 12, 4), "test-original": (14, 14, 14, 14, 6)}
-OVERRIDES = {"data": {"class_names": list(COLOURS)}, "select": {"probe_epochs": 40}, "representation": {"probe_epochs": 40}, "compare": {"seeds": [0]},
-             "directions": {"n_a_class": 3}}
-STAGES = ["prepare", "teacher", "select", "clareps", "representation", "directions", *[f"{stage} --arm {arm} --seed 0" for arm in ("ce", "cadistill") for stage in ("student", "evaluate")], "report"]
+COLOURS = {"black frame": (10, 10, 10), "blue cross": (50, 80, 230), "cyan saltire": (60, 220, 220), "green square": (40, 200, 60), "red disc": (220, 40, 40), "white ring": (240, 240, 240), "yellow bar": (230, 220, 40)}
+OVERRIDES = {"data": {"name": "imagefolder", "path": "pictures"}, "select": {"probe_epochs": 40}, "representation": {"probe_epochs": 40}, "compare": {"seeds": [0]}, "directions": {"n_a_class": 3}}
 
 
-def a_shape(label: int, rng: np.random.Generator, size: int = 16) -> np.ndarray:
-    """One coloured shape somewhere on a noisy grey."""
-    image = rng.integers(60, 120) + rng.integers(-15, 16, (size, size, 1)).repeat(3, 2)
-    y, x = np.mgrid[:size, :size] - rng.integers(6, 10, (2, 1, 1))
-    inside = [x**2 + y**2 < 18, np.maximum(abs(x), abs(y)) < 4, np.minimum(abs(x), abs(y)) < 2, abs(y) < 2, abs(x**2 + y**2 - 16) < 9][label]
-    image[inside] = list(COLOURS.values())[label]
-    return image.clip(0, 255).astype(np.uint8)
-
-
-def shapes(how_many: tuple[int, ...], seed: int) -> Images:
-    """Images class by class, as a folder of folders is read; one class is rarer."""
-    rng, labels = np.random.default_rng(seed), np.repeat(np.arange(len(how_many)), how_many)
-    return Images(torch.from_numpy(np.stack([a_shape(i, rng) for i in labels])), torch.from_numpy(labels), list(COLOURS))
+def a_shape(label: int, rng: np.random.Generator) -> Image.Image:
+    """One coloured shape somewhere on a noisy grey; one in six is a grey image; of any size."""
+    image = rng.integers(80, 120) + rng.integers(-15, 16, (16, 16, 1)).repeat(3, 2)
+    y, x = np.mgrid[:16, :16] - rng.integers(7, 9, (2, 1, 1))
+    box, cross = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
+    image[[(box < 7) & (box > 3), cross < 2, (abs(x - y) < 3) | (abs(x + y) < 3), box < 4, x**2 + y**2 < 20, abs(x**2 + y**2 - 20) < 12, abs(y) < 2][label]] = [*COLOURS.values()][label]
+    side = tuple(int(n) for n in rng.integers(16, 60, 1).repeat(2) + rng.integers(0, 3, 2))
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).convert("L" if rng.random() < 1 / 6 else "RGB").resize(side)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The whole pipeline after the stage `data`, on shapes without known backgrounds."""
-    home, yaml = copy_of_project(tmp_path_factory.mktemp("other")), YAML()
+    """The whole pipeline on an image folder that nobody has seen before: seven classes, one of them rarer, and one broken file."""
+    home, yaml, rng = copy_of_project(tmp_path_factory.mktemp("other")), YAML(), np.random.default_rng(0)
     assert run_in(home, "python", "-m", "clarep.params", "smoke").returncode == 0
     settings = yaml.load(home / "params.yaml")
     for section, values in OVERRIDES.items():
         settings[section].update(values)
     yaml.dump(settings, home / "params.yaml")
-    for seed, (split, how_many) in enumerate(HOW_MANY.items()):
-        shapes(how_many, seed).save(home / f"data/prepared/splits/{split}.safetensors")
-    for stage in STAGES:
-        done = run_in(home, "python", "-m", "clarep.stage", *stage.split())
-        assert done.returncode == 0, (stage, done.stdout[-3000:] + done.stderr[-3000:])
+    for split, many in (("train", 48), ("test", 14)):
+        for label, name in enumerate(COLOURS):
+            (folder := home / "pictures" / split / name).mkdir(parents=True)
+            for i in range(many if label else many // 2):
+                a_shape(label, rng).save(folder / f"{i:02}.png")
+    broken = home / "pictures/train/red disc/03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    done = run_in(home, "dvc", "repro")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "red disc/03.png" in done.stdout
     return home
 
 
