@@ -9,8 +9,10 @@ from conftest import copy_of_project, run_in
 from PIL import Image
 from ruamel.yaml import YAML
 
-COLOURS = {"black frame": (10, 10, 10), "blue cross": (50, 80, 230), "cyan saltire": (60, 220, 220), "green square": (40, 200, 60), "red disc": (220, 40, 40), "white ring": (240, 240, 240), "yellow bar": (230, 220, 40)}
-OVERRIDES = {"data": {"name": "imagefolder", "path": "pictures"}, "select": {"probe_epochs": 40}, "representation": {"probe_epochs": 40}, "compare": {"seeds": [0]}, "directions": {"n_a_class": 3}}
+COLOURS = {"black frame": (10, 10, 10), "blue cross": (50, 80, 230), "cyan saltire": (60, 220, 220),
+           "green square": (40, 200, 60), "red disc": (220, 40, 40), "white ring": (240, 240, 240), "yellow bar": (230, 220, 40)}
+OVERRIDES = {"data": {"name": "imagefolder", "path": "pictures"},
+             "select": {"probe_epochs": 40}, "representation": {"probe_epochs": 40}, "compare": {"seeds": [0]}, "directions": {"n_a_class": 3}}
 
 
 def a_shape(label: int, rng: np.random.Generator) -> Image.Image:
@@ -18,7 +20,8 @@ def a_shape(label: int, rng: np.random.Generator) -> Image.Image:
     image = rng.integers(80, 120) + rng.integers(-15, 16, (16, 16, 1)).repeat(3, 2)
     y, x = np.mgrid[:16, :16] - rng.integers(7, 9, (2, 1, 1))
     box, cross = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
-    image[[(box < 7) & (box > 3), cross < 2, (abs(x - y) < 3) | (abs(x + y) < 3), box < 4, x**2 + y**2 < 20, abs(x**2 + y**2 - 20) < 12, abs(y) < 2][label]] = [*COLOURS.values()][label]
+    inside = [(box < 7) & (box > 3), cross < 2, (abs(x - y) < 3) | (abs(x + y) < 3), box < 4, x**2 + y**2 < 20, abs(x**2 + y**2 - 20) < 12, abs(y) < 2]
+    image[inside[label]] = [*COLOURS.values()][label]
     side = tuple(int(n) for n in rng.integers(16, 60, 1).repeat(2) + rng.integers(0, 3, 2))
     return Image.fromarray(image.clip(0, 255).astype(np.uint8)).convert("L" if rng.random() < 1 / 6 else "RGB").resize(side)
 
