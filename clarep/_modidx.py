@@ -591,6 +591,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'clarep.sources.rows_by_class': ('sources.html#rows_by_class', 'clarep/sources.py'),
                                 'clarep.sources.show_sets': ('sources.html#show_sets', 'clarep/sources.py'),
                                 'clarep.sources.shuffled': ('sources.html#shuffled', 'clarep/sources.py'),
+                                'clarep.sources.snapshot_of': ('sources.html#snapshot_of', 'clarep/sources.py'),
                                 'clarep.sources.stand_in_sets': ('sources.html#stand_in_sets', 'clarep/sources.py'),
                                 'clarep.sources.take_turns': ('sources.html#take_turns', 'clarep/sources.py'),
                                 'clarep.sources.to_pixels': ('sources.html#to_pixels', 'clarep/sources.py'),

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'SPLIT_WORDS', 'Streams', 'HELD_OUT', 'Chosen', 'SCENES', 'SOURCES', 'COUNTS', 'to_rgb', 'to_pixels',
            'folders_in', 'class_folders', 'images_in', 'folder_streams', 'check_parts', 'parquet_streams',
-           'hub_streams', 'open_source', 'image_column', 'label_column', 'rows_by_class', 'choose_classes', 'shuffled',
-           'fifth', 'take_turns', 'deal', 'read_chosen', 'accept', 'load_source', 'photo_sets', 'stand_in_sets',
-           'prepare_sets', 'made_from', 'show_sets']
+           'snapshot_of', 'hub_streams', 'open_source', 'image_column', 'label_column', 'rows_by_class',
+           'choose_classes', 'shuffled', 'fifth', 'take_turns', 'deal', 'read_chosen', 'accept', 'load_source',
+           'photo_sets', 'stand_in_sets', 'prepare_sets', 'made_from', 'show_sets']
 
 # %% ../nbs/05_sources.ipynb #13053479
 import difflib
@@ -141,7 +141,20 @@ def parquet_streams(
         raise DataError(f"{folder} cannot be read as a data set: {e}") from e
     return {split: s.select_columns(columns) if columns else s for split, s in streams.items()}
 
-# %% ../nbs/05_sources.ipynb #b3c7103e
+# %% ../nbs/05_sources.ipynb #e73668e1
+def snapshot_of(
+    name: str, # a hub id
+    files: str | Path, # where `hf download` puts things
+) -> Path:
+    "The folder of a data set that is in the local cache; raises `DataError` when it is not."
+    try:
+        return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", cache_dir=files, local_files_only=True))
+    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HFValidationError) as e:
+        here = f". A folder goes in by `name: imagefolder` and `path: {name}`" if Path(name).is_dir() else ""
+        raise DataError(f"`data.name`: {name} is not in the local Hugging Face cache ({files}), and nothing is fetched during a run; where there is a network, "
+                        f"`hf download --repo-type dataset {name}` fetches it (after `hf auth login` if it is gated){here}") from e
+
+
 def hub_streams(
     name: str,                        # such as `uoft-cs/cifar10`
     columns: list[str] | None = None, # all of them when None
@@ -155,12 +168,11 @@ def hub_streams(
     if any(prepared.glob("*/*/*/dataset_info.json")):
         whole = Cache(cache_dir=str(tables), repo_id=name, dataset_name=own, version="auto", hash="auto").as_dataset()
         return {split: (d.select_columns(columns) if columns else d).to_iterable_dataset() for split, d in whole.items()}
+    folder = snapshot_of(name, files)
     try:
-        return parquet_streams(huggingface_hub.snapshot_download(name, repo_type="dataset", cache_dir=files, local_files_only=True), columns)
-    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HFValidationError) as e:
-        here = f"; a folder goes in by `name: imagefolder` and `path: {name}`" if Path(name).is_dir() else ""
-        raise DataError(f"`data.name`: {name} is not in the local Hugging Face cache ({files} and {tables}), and nothing is fetched during a run; where there is a network, "
-                        f"`hf download --repo-type dataset {name}` fetches it (after `hf auth login` if it is gated){here}") from e
+        return parquet_streams(folder, columns)
+    except DataError as e:
+        raise DataError(f"`data.name`: {name} is in the cache, but {e}. `hf download --repo-type dataset {name}` completes it; of several configurations, give the folder of one as `name: parquet` and `path`") from e
 
 # %% ../nbs/05_sources.ipynb #1179ea3c
 def open_source(
