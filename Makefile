@@ -12,7 +12,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test lab check docs readme preset bench rho recipes export clean active-env
+.PHONY: repro test lab check docs readme preset cost bench rho recipes export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -38,6 +38,9 @@ readme: $(ENV)             ## copy what was found from the report into README.md
 
 preset: $(ENV)             ## write params.yaml from presets/PRESET.yaml: make preset PRESET=smoke
 	python -m clarep.params $(PRESET)
+
+cost: $(ENV)               ## what the present params.yaml will cost, before it runs
+	python -m clarep.cost
 
 bench: $(ENV)              ## the kernel against its rivals, into bench/ (needs a trained teacher: make repro)
 	python -m clarep.clarid.bench
