@@ -83,6 +83,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'clarep/clarid/directions.py'),
                                           'clarep.clarid.directions.energy_map': ( 'clarid/directions.html#energy_map',
                                                                                    'clarep/clarid/directions.py'),
+                                          'clarep.clarid.directions.energy_of': ( 'clarid/directions.html#energy_of',
+                                                                                  'clarep/clarid/directions.py'),
                                           'clarep.clarid.directions.medoids': ( 'clarid/directions.html#medoids',
                                                                                 'clarep/clarid/directions.py'),
                                           'clarep.clarid.directions.nearest': ( 'clarid/directions.html#nearest',
