@@ -11,18 +11,25 @@ from ruamel.yaml import YAML
 
 from clarep.data import Images
 
-COLOURS = {"red disc": (220, 40, 40), "green square": (40, 200, 60), "blue cross": (50, 80, 230), "yellow bar": (230, 220, 40), "white ring": (240, 240, 240)}
-HOW_MANY = {"train": (40, 40, 40, 40, 20), "validation-original": (12, 12, 12, 12, 4), "test-original": (14, 14, 14, 14, 6)}
-OVERRIDES = {"data": {"class_names": list(COLOURS)}, "select": {"probe_epochs": 40}, "representation": {"probe_epochs": 40}, "compare": {"seeds": [0]},
-             "directions": {"n_a_class": 3}}
-STAGES = ["prepare", "teacher", "select", "clareps", "representation", "directions", *[f"{stage} --arm {arm} --seed 0" for arm in ("ce", "cadistill") for stage in ("student", "evaluate")], "report"]
+COLOURS = {"red disc": (220, 40, 40), "blue cross": (50, 80, 230), "white ring": (240, 240, 240)}
+HOW_MANY = {"train": (50, 50, 25), "validation-original": (8, 8, 4), "test-original": (12, 12, 4)}
+OVERRIDES = {
+    "data": {"class_names": list(COLOURS)},
+    "teacher": {"train_steps": 40},
+    "select": {"t_es": [100], "layers": ["mid_block"], "probe_epochs": 40},
+    "representation": {"probe_epochs": 40, "n_seeds": 1, "n_images": 10, "n_samples": 10, "ks": [8]},
+    "directions": {"n_a_class": 3},
+    "compare": {"seeds": [0]},
+}
+STUDENTS = [f"{stage} --arm {arm} --seed 0" for arm in ("ce", "cadistill") for stage in ("student", "evaluate")]
+STAGES = ["prepare", "teacher", "select", "clareps", "representation", "directions", *STUDENTS, "report"]
 
 
 def a_shape(label: int, rng: np.random.Generator, size: int = 16) -> np.ndarray:
     """One coloured shape somewhere on a noisy grey."""
     image = rng.integers(60, 120) + rng.integers(-15, 16, (size, size, 1)).repeat(3, 2)
     y, x = np.mgrid[:size, :size] - rng.integers(6, 10, (2, 1, 1))
-    inside = [x**2 + y**2 < 18, np.maximum(abs(x), abs(y)) < 4, np.minimum(abs(x), abs(y)) < 2, abs(y) < 2, abs(x**2 + y**2 - 16) < 9][label]
+    inside = [x**2 + y**2 < 18, np.minimum(abs(x), abs(y)) < 2, abs(x**2 + y**2 - 16) < 9][label]
     image[inside] = list(COLOURS.values())[label]
     return image.clip(0, 255).astype(np.uint8)
 
