@@ -185,6 +185,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'clarep.clarid.store.save_shard': ('clarid/store.html#save_shard', 'clarep/clarid/store.py'),
                                      'clarep.clarid.store.shard_name': ('clarid/store.html#shard_name', 'clarep/clarid/store.py')},
             'clarep.cost': { 'clarep.cost.Bench': ('cost.html#bench', 'clarep/cost.py'),
+                             'clarep.cost.Bench.seconds': ('cost.html#bench.seconds', 'clarep/cost.py'),
                              'clarep.cost.Knobs': ('cost.html#knobs', 'clarep/cost.py'),
                              'clarep.cost.Price': ('cost.html#price', 'clarep/cost.py'),
                              'clarep.cost.Search': ('cost.html#search', 'clarep/cost.py'),

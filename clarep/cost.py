@@ -302,7 +302,7 @@ def flops_of(run: Callable) -> int:
         run()
     return counter.get_total_flops()
 
-# %% ../nbs/06_cost.ipynb #7037af72
+# %% ../nbs/06_cost.ipynb #c3a42fe5
 class Price(NamedTuple):
     "What one unit of a task costs."
     seconds: float
@@ -317,8 +317,12 @@ class Bench(NamedTuple):
     ghost: Teacher   # the same without weights, on the `meta` device
     limit: float     # seconds that one try may take, roughly
 
+    def seconds(self, run: Callable) -> float:
+        "Mean seconds of a call, over at least a tenth of the limit."
+        return seconds_of(run, self.limit / 10)
 
-def seconds_of(run: Callable, least: float = 0.3) -> float:
+
+def seconds_of(run: Callable, least: float) -> float:
     "Mean seconds of a call, after one that does not count, over at least `least` seconds."
     run()
     started, n = time.perf_counter(), 0
@@ -333,7 +337,7 @@ def latents(teacher: Teacher, n: int) -> tuple[torch.Tensor, torch.Tensor]: # no
     x = torch.randn(n, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     return x.to(teacher.device, teacher.dtype), teacher.condition(torch.arange(n) % len(teacher.class_names))
 
-# %% ../nbs/06_cost.ipynb #a11aeeda
+# %% ../nbs/06_cost.ipynb #061dae80
 def evaluation_price(bench: Bench, batch: int) -> Price:
     "One sample through the teacher, together with `batch - 1` others."
     t = bench.teacher.scheduler.config.num_train_timesteps // 2
@@ -344,7 +348,7 @@ def evaluation_price(bench: Bench, batch: int) -> Price:
     started = time.perf_counter()
     ask(bench.teacher, 1)
     n = max(1, min(batch, int(bench.limit / (time.perf_counter() - started))))
-    return Price(seconds_of(lambda: float(ask(bench.teacher, n))) / n, flops_of(lambda: ask(bench.ghost, 1)))
+    return Price(bench.seconds(lambda: float(ask(bench.teacher, n))) / n, flops_of(lambda: ask(bench.ghost, 1)))
 
 
 def teacher_step_price(bench: Bench, batch: int) -> Price:
@@ -353,11 +357,11 @@ def teacher_step_price(bench: Bench, batch: int) -> Price:
     net, shadow = teacher_of(bench.p, bench.teacher.device, bench.teacher.dtype), teacher_of(bench.p, "meta")
     run = Training(net.unet.requires_grad_(True), net.scheduler, p.learning_rate, p.ema_decay, 10**6)
     x, y = x.to(net.device, net.dtype), y.to(net.device)
-    seconds = seconds_of(lambda: run.step(x, y, p.condition_dropout, torch.Generator().manual_seed(0)), 1.0)
+    seconds = bench.seconds(lambda: run.step(x, y, p.condition_dropout, torch.Generator().manual_seed(0)))
     shadow.unet.requires_grad_(True)
     return Price(seconds, flops_of(lambda: shadow.eps(latents(shadow, batch)[0], 1, latents(shadow, batch)[1]).sum().backward()))
 
-# %% ../nbs/06_cost.ipynb #0312024b
+# %% ../nbs/06_cost.ipynb #f5282b09
 def search_price(bench: Bench, batch: int, search: Search) -> Price:
     "Directions of one image, found together with those of `batch - 1` others."
     teacher, t = bench.teacher, bench.teacher.scheduler.config.num_train_timesteps // 2
@@ -369,17 +373,20 @@ def search_price(bench: Bench, batch: int, search: Search) -> Price:
         used = right_singular_vectors(features, x, k, tol=search.tol, energy=search.energy, args=(c,))[2].products.double()
         return used.mean().item(), (time.perf_counter() - started) / used.sum().item()
     find(1, 1)
-    k = affordable(bench, search.k, find(1, 1)[1])
+    each = find(1, 1)[1]
+    k = affordable(search.k, bench.limit / each)
     products, each = find(1, k)
-    products *= search.k / k
-    n = max(1, min(batch, int(bench.limit / each / 16)))
-    seconds = find(n, affordable(bench, search.k, each * n))[1] if n > 1 else each
+    if k < search.k:
+        half = find(1, max(1, k // 2))[0]
+        products += (search.k - k) * (products - half) / max(1, k - k // 2) if k > 1 else (search.k - 1) * products
+    n = max(1, min(batch, int(bench.limit / each / 12)))
+    seconds = find(n, min(search.k, max(4, affordable(search.k, 2 * bench.limit / each / n))))[1] if n > 1 else each
     return Price(products * seconds, products * product_flops(bench.ghost, search.layer) * (1 + search.response), products)
 
 
-def affordable(bench: Bench, k: int, each: float) -> int:
-    "Directions, at most `k`, that can be sought within the limit, at some six products each."
-    return max(1, min(k, int(bench.limit / each / 6)))
+def affordable(k: int, products: float) -> int:
+    "Directions, at most `k`, that can be sought with that many products, some five each."
+    return max(1, min(k, int(products / 5)))
 
 
 def product_flops(ghost: Teacher, layer: str) -> float:
@@ -393,7 +400,7 @@ def product_flops(ghost: Teacher, layer: str) -> float:
         jvp = flops_of(lambda: torch.autograd.grad(back[0], u, torch.ones_like(x)))
     return (vjp + jvp) / 2
 
-# %% ../nbs/06_cost.ipynb #006bb0fc
+# %% ../nbs/06_cost.ipynb #b6ae7e9b
 def some_images(p: Params, n: int) -> Images:
     "Noise that looks like data."
     shape = n, p.data.size, p.data.size, 3
@@ -409,14 +416,14 @@ def student_step_price(bench: Bench, batch: int, width: int, canonical: int) -> 
     def train():
         with contextlib.redirect_stderr(io.StringIO()):
             train_student(net, data, epochs=1, batch_size=batch, learning_rate=1e-3, weight_decay=0.05, seed=0, **reads)
-    return Price(seconds_of(train, 0.5) / steps, flops_of(lambda: shadow(x[:1].to("meta").expand(batch + canonical, -1, -1, -1)).sum().backward()))
+    return Price(bench.seconds(train) / steps, flops_of(lambda: shadow(x[:1].to("meta").expand(batch + canonical, -1, -1, -1)).sum().backward()))
 
 
 def classification_price(bench: Bench, batch: int, width: int) -> Price:
     "One image named by a student or judge."
     p, x = bench.p, torch.zeros(batch, 3, bench.p.data.size, bench.p.data.size)
     net, shadow = SmallCNN(n_classes(p), width).to(bench.teacher.device), SmallCNN(n_classes(p), width).to("meta")
-    return Price(seconds_of(lambda: predict(net, x)) / batch, flops_of(lambda: shadow(x[:1].to("meta"))))
+    return Price(bench.seconds(lambda: predict(net, x)) / batch, flops_of(lambda: shadow(x[:1].to("meta"))))
 
 
 def attack_step_price(bench: Bench, batch: int, width: int) -> Price:
@@ -425,7 +432,7 @@ def attack_step_price(bench: Bench, batch: int, width: int) -> Price:
     x, y, generator = torch.zeros(batch, 3, p.data.size, p.data.size, device=bench.teacher.device), torch.zeros(batch, dtype=torch.long, device=bench.teacher.device), torch.Generator()
     net, shadow = SmallCNN(n_classes(p), width).to(bench.teacher.device).eval(), SmallCNN(n_classes(p), width).to("meta")
     ghost = x[:1].to("meta").requires_grad_()
-    return Price(seconds_of(lambda: pgd_linf(net, x, y, e.pgd_eps_255, e.pgd_step_255, steps, generator)) / steps / batch, flops_of(lambda: shadow(ghost).sum().backward()))
+    return Price(bench.seconds(lambda: pgd_linf(net, x, y, e.pgd_eps_255, e.pgd_step_255, steps, generator)) / steps / batch, flops_of(lambda: shadow(ghost).sum().backward()))
 
 
 def features_of(bench: Bench, n: int) -> tuple[torch.Tensor, torch.Tensor]: # features, classes
