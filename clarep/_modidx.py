@@ -197,6 +197,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'clarep.cost.Work.directions': ('cost.html#work.directions', 'clarep/cost.py'),
                              'clarep.cost.affordable': ('cost.html#affordable', 'clarep/cost.py'),
                              'clarep.cost.attack_step_price': ('cost.html#attack_step_price', 'clarep/cost.py'),
+                             'clarep.cost.block_seconds': ('cost.html#block_seconds', 'clarep/cost.py'),
                              'clarep.cost.checkpoints': ('cost.html#checkpoints', 'clarep/cost.py'),
                              'clarep.cost.chosen': ('cost.html#chosen', 'clarep/cost.py'),
                              'clarep.cost.clareps_work': ('cost.html#clareps_work', 'clarep/cost.py'),

@@ -8,11 +8,11 @@ __all__ = ['UNITS', 'WIDEST', 'COARSE', 'METHODS', 'FEW', 'START', 'RUN', 'Task'
            'sweep_work', 'clarid_work', 'select_work', 'n_clareps', 'clareps_work', 'representation_work',
            'removed_work', 'judged_work', 'directions_work', 'student_work', 'evaluate_work', 'work', 'runs',
            'teacher_of', 'flops_of', 'Price', 'Bench', 'seconds_of', 'latents', 'evaluation_price',
-           'teacher_step_price', 'search_price', 'affordable', 'product_flops', 'some_images', 'student_step_price',
-           'classification_price', 'attack_step_price', 'features_of', 'image_price', 'start_price', 'price', 'counted',
-           'estimate', 'spent', 'price_table', 'what_it_cost', 'main']
+           'teacher_step_price', 'search_price', 'block_seconds', 'affordable', 'product_flops', 'some_images',
+           'student_step_price', 'classification_price', 'attack_step_price', 'features_of', 'image_price',
+           'start_price', 'price', 'counted', 'estimate', 'spent', 'price_table', 'what_it_cost', 'main']
 
-# %% ../nbs/06_cost.ipynb #8439bcb0
+# %% ../nbs/06_cost.ipynb #ea24a2be
 import contextlib
 import io
 import os
@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .cadistill.losses import CaDistillLoss
 from .cadistill.students import SmallCNN, predict
 from .cadistill.train import Canonical, train_student
-from .clarid.jacobian import right_singular_vectors, twice_differentiable
+from .clarid.jacobian import Products, right_singular_vectors, twice_differentiable
 from .data import DIGITS, VARIANTS, Images, digits_on_photos
 from .diffusion.ode import evaluations
 from .diffusion.teacher import Teacher, build_scheduler, build_unet
@@ -361,7 +361,7 @@ def teacher_step_price(bench: Bench, batch: int) -> Price:
     shadow.unet.requires_grad_(True)
     return Price(seconds, flops_of(lambda: shadow.eps(latents(shadow, batch)[0], 1, latents(shadow, batch)[1]).sum().backward()))
 
-# %% ../nbs/06_cost.ipynb #f5282b09
+# %% ../nbs/06_cost.ipynb #28f39f37
 def search_price(bench: Bench, batch: int, search: Search) -> Price:
     "Directions of one image, found together with those of `batch - 1` others."
     teacher, t = bench.teacher, bench.teacher.scheduler.config.num_train_timesteps // 2
@@ -379,9 +379,20 @@ def search_price(bench: Bench, batch: int, search: Search) -> Price:
     if k < search.k:
         half = find(1, max(1, k // 2))[0]
         products += (search.k - k) * (products - half) / max(1, k - k // 2) if k > 1 else (search.k - 1) * products
-    n = max(1, min(batch, int(bench.limit / each / 12)))
-    seconds = find(n, min(search.k, max(4, affordable(search.k, 2 * bench.limit / each / n))))[1] if n > 1 else each
+    if k == search.k and batch * products * each < 2 * bench.limit:
+        seconds = find(batch, k)[1]
+    else: # what is not the products themselves is taken from the search for one image
+        n = max(1, min(batch, int(bench.limit / each / 8)))
+        seconds = max(0.0, each - block_seconds(bench, features, 1)) + block_seconds(bench, features, n)
     return Price(products * seconds, products * product_flops(bench.ghost, search.layer) * (1 + search.response), products)
+
+
+def block_seconds(bench: Bench, f: Callable, n: int) -> float:
+    "Seconds of a product with one direction, mean of both kinds, for each of `n` images that go through together."
+    x, c = latents(bench.teacher, n)
+    J = Products(f, x, (c,))
+    V = torch.randn(n, 1, x[0].numel(), generator=torch.Generator().manual_seed(0)).to(x)
+    return bench.seconds(lambda: J.backward(J.forward(V))) / n / 2
 
 
 def affordable(k: int, products: float) -> int:
