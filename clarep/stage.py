@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'STAGES', 'HARMLESS', 'preflight', 'out_folder', 'strip', 'scrub', 'described', 'misfits', 'prepare',
-           'check_parameters', 'StageFailed', 'execute', 'run_stage', 'main']
+           'check_parameters', 'StageFailed', 'execute', 'note_seconds', 'run_stage', 'main']
 
 # %% ../nbs/03_stage.ipynb #cdaae7bd
 import argparse
@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,16 @@ def execute(
         print(e, file=sys.stderr)
         raise StageFailed(f"{e.ename}: {e.evalue}\nin cell {e.exec_count} of {executed}") from e
 
+# %% ../nbs/03_stage.ipynb #a7b6607f
+def note_seconds(
+    folder: str | Path, # of a stage's outputs
+    seconds: float,     # from its start to its end
+) -> None:
+    "Write `stage_seconds` into `cost.json`, beside what the notebook wrote there."
+    from clarep.files import load_json, save_json
+    file = Path(folder) / "cost.json"
+    save_json(file, {**(load_json(file) if file.is_file() else {}), "stage_seconds": seconds})
+
 # %% ../nbs/03_stage.ipynb #c0e8525e
 def run_stage(
     stage: str,
@@ -171,7 +182,7 @@ def run_stage(
     import nbformat
     from clarep.files import root, whole
     from clarep.params import load_params, stage_settings
-    home = root()
+    home, started = root(), time.perf_counter()
     params = load_params(home / "params.yaml")
     settings = stage_settings(stage, params)
     if settings.get("size", 0) is None:
@@ -189,6 +200,8 @@ def run_stage(
         execute(source, executed, settings, home)
         done = scrub(nbformat.read(executed, 4))
         nbformat.write(_relocated(done, settings["out"], str(out_folder(stage, arm, seed))), part / f"{stage}.ipynb")
+        if stage != "report":
+            note_seconds(part, time.perf_counter() - started)
     executed.unlink()
     return out_folder(stage, arm, seed)
 

@@ -15,9 +15,12 @@ import numpy as np
 import pandas as pd
 from conftest import copy_of_project, run_in
 
+from clarep.cost import chosen, clareps_work, settled, spent
 from clarep.data import Images
 from clarep.evaluate.representation import OURS
 from clarep.files import fingerprint
+from clarep.params import load_params
+from clarep.stage import STAGES
 
 
 def ran(done: subprocess.CompletedProcess) -> set[str]:
@@ -29,7 +32,7 @@ def ran(done: subprocess.CompletedProcess) -> set[str]:
 def test_ends_with_a_table_and_a_page(smoke):
     table = pd.read_csv(smoke / "runs/report/results.csv")
     assert table.columns.tolist() == ["stage", "arm", "seed", "metric", "class", "value"]
-    tests = table[(table.stage == "evaluate") & (table["class"] == "all") & (table.metric != "seconds")]
+    tests = table[(table.stage == "evaluate") & (table["class"] == "all") & ~table.metric.isin(["seconds", "stage_seconds"])]
     assert set(tests.metric) == {"acc_clean", "acc_mixed_same", "acc_mixed_rand", "acc_mixed_next", "acc_only_fg", "acc_no_fg", "bg_gap", "acc_pgd20_linf"}
     assert tests.groupby(["arm", "seed"]).size().to_dict() == {(a, s): 8 for a in ("ce", "cadistill") for s in (0, 1)}
     accuracies = table[table.metric.str.startswith("acc_")].value
@@ -51,6 +54,16 @@ def test_knobs_that_params_leave_open_are_those_that_were_chosen(smoke):
     near = keep[keep.selectivity >= keep.selectivity.max() - 0.05]
     here = near[(near.t_e == choice["t_e"]) & (near.layer == choice["layer"]) & (near.k == choice["k"])]
     assert here.background_retained.item() == near.background_retained.min()
+
+
+def test_every_stage_notes_its_seconds_and_does_the_work_that_was_counted(smoke):
+    p, choice, cost = load_params(smoke / "params.yaml"), *(json.loads((smoke / f"runs/{f}.json").read_text()) for f in ("select/choice", "clareps/cost"))
+    took = spent(smoke, p)
+    assert set(took.index) == set(STAGES) - {"report"} and (took.seconds > 0).all() and took.runs["student"] == 4
+    counted = clareps_work(p, settled(p, chosen(p, choice)), 1, 1)["clareps"]
+    assert counted.count("evaluation") == cost["teacher_evals"] and cost["jacobian_products"] >= 2 * counted.directions
+    report = (smoke / "runs/report/report.md").read_text()
+    assert f"| {took.seconds['representation']:,.0f} |" in report and "| student (4 runs) |" in report
 
 
 def test_every_method_and_control_has_its_rows(smoke):
