@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNET', 'TINY', 'PREFIX', 'tiny_unet', 'tiny_edm', 'tiny_dit', 'tiny_text', 'tiny_flow', 'fit_space', 'fit_network',
-           'make_standin', 'adopt', 'describe_any']
+           'make_standin', 'adopt', 'untrained', 'describe_any']
 
 # %% ../../nbs/diffusion/standins.ipynb #f4e441da
 import json
@@ -78,7 +78,7 @@ def tiny_flow(folder: Path, class_names: list[str], size: int) -> None:
 
 TINY: dict[str, Callable[[Path, list[str], int], None]] = {"unet": tiny_unet, "edm": tiny_edm, "dit": tiny_dit, "text": tiny_text, "flow": tiny_flow}
 
-# %% ../../nbs/diffusion/standins.ipynb #3933866c
+# %% ../../nbs/diffusion/standins.ipynb #96337c18
 @contextmanager
 def _trainable(net: nn.Module):
     net.train().requires_grad_(True)
@@ -119,7 +119,7 @@ def make_standin(
     class_names: list[str],
     images: torch.Tensor,   # in [-1, 1], `n 3 h w`, square, a multiple of four pixels a side
     labels: torch.Tensor,   # `n`
-    space_steps: int = 150, # of training the autoencoder, where there is one
+    space_steps: int = 300, # of training the autoencoder, where there is one
     steps: int = 100,       # of training the network
     seed: int = 0,
 ) -> None:
@@ -136,7 +136,7 @@ def make_standin(
     fit_network(teacher, images, labels, steps, generator)
     teacher.net.save_pretrained(folder / ("unet" if (folder / "unet").is_dir() else "transformer"))
 
-# %% ../../nbs/diffusion/standins.ipynb #50b33269
+# %% ../../nbs/diffusion/standins.ipynb #c3254d56
 PREFIX = "stand-in:"
 
 
@@ -153,17 +153,24 @@ def adopt(
     point_to(folder, checkpoint, data.class_names, **how)
 
 
-def describe_any(
-    checkpoint: str, # as in `adopt`
-    size: int | None, # pixels a side, of a stand-in
-) -> Described:
-    "What is known of a checkpoint without its weights, see `describe`; raises `ValueError` for a stand-in without a size."
+def untrained(
+    checkpoint: str,    # as in `adopt`
+    folder: str | Path, # where a stand-in goes
+    class_names: list[str],
+    size: int | None,   # pixels a side, of a stand-in
+) -> str | Path: # what `load_teacher` and `describe` take
+    "The checkpoint, or a stand-in that has seen nothing; raises `ValueError` for an unknown kind or a stand-in without a size."
     if not checkpoint.startswith(PREFIX):
-        return describe(checkpoint)
+        return checkpoint
     if (kind := checkpoint.removeprefix(PREFIX)) not in TINY:
         raise ValueError(f"`teacher.checkpoint`: no stand-in of kind {kind!r}; there are: {', '.join(TINY)}")
     if size is None:
         raise ValueError("`data.size`: a stand-in is made for the data, so it needs their size, such as 16")
+    TINY[kind](Path(folder), class_names, size)
+    return Path(folder)
+
+
+def describe_any(checkpoint: str, size: int | None) -> Described:
+    "What is known of a checkpoint or stand-in without its weights, see `describe` and `untrained`."
     with tempfile.TemporaryDirectory() as d:
-        TINY[kind](Path(d), ["a", "b"], size)
-        return describe(d)
+        return describe(untrained(checkpoint, d, ["a", "b"], size))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OURS', 'KINDS', 'build_unet', 'build_scheduler', 'locate', 'refuse_unsafe', 'Kind', 'How', 'kind_of', 'class_ids_of',
-           'load_teacher', 'save_teacher', 'point_to', 'Described', 'describe']
+           'load_teacher', 'save_teacher', 'point_to', 'Described', 'ghost_teacher', 'describe']
 
 # %% ../../nbs/diffusion/teacher.ipynb #4cd7a6d7
 import difflib
@@ -258,7 +258,7 @@ def point_to(
     weights = fingerprint(locate(_pointed(Path(folder), checkpoint)))
     save_json(Path(folder) / "clarep.json", {"checkpoint": checkpoint, "class_names": list(class_names), "class_ids": class_ids, "prompt": prompt, "negative_prompt": negative_prompt, "weights": weights})
 
-# %% ../../nbs/diffusion/teacher.ipynb #66be72f3
+# %% ../../nbs/diffusion/teacher.ipynb #51664e1d
 class Described(NamedTuple):
     "What is known of a checkpoint without its weights."
     layers: list[str]
@@ -267,7 +267,10 @@ class Described(NamedTuple):
     num_timesteps: int
 
 
-def describe(path_or_hub_id: str | Path) -> Described:
+def ghost_teacher(
+    path_or_hub_id: str | Path,
+    n_classes: int | None = None, # that it is to be used for; needed where classes are prompts
+) -> Teacher: # on the `meta` device: shapes and operations, no weights
     "Read a checkpoint's configuration; raises `DataError` as `load_teacher` does, for missing weights too."
     folder = locate(path_or_hub_id)
     refuse_unsafe(folder)
@@ -276,7 +279,17 @@ def describe(path_or_hub_id: str | Path) -> Described:
         raise DataError(f"{folder / kind.part} has a configuration but no weights (*.safetensors); download the checkpoint again")
     with torch.device("meta"):
         net = kind.network.from_config(load_json(folder / kind.part / "config.json"))
-    config, vae = net.config, folder / "vae" / "config.json"
-    factor = 2 ** (len(load_json(vae)["block_out_channels"]) - 1) if vae.is_file() else 1
-    layers = [name for name, _ in net.named_modules() if kind.teacher.layer_names.fullmatch(name)]
-    return Described([*layers, "output"], config.sample_size * factor, (config.in_channels, config.sample_size, config.sample_size), len(schedule_of(_scheduler(folder))))
+        scheduler, config = _scheduler(folder), net.config
+        space = VAESpace(AutoencoderKL.from_config(load_json(folder / "vae" / "config.json"))) if (folder / "vae").is_dir() else Pixels()
+        if not issubclass(kind.teacher, TextTeacher):
+            own = config.num_class_embeds - 1 if kind.teacher is Teacher else min(n_classes or 1, config.num_embeds_ada_norm)
+            return kind.teacher(net, scheduler, [str(i) for i in range(own)], space)
+        rows, width = (n_classes or 1) + 1, config.get("cross_attention_dim") or config.joint_attention_dim
+        pooled = {"pooled_projections": torch.zeros(rows, config.pooled_projection_dim)} if "pooled_projection_dim" in config else {}
+        return kind.teacher(net, scheduler, [str(i) for i in range(rows - 1)], {"encoder_hidden_states": torch.zeros(rows, 77, width), **pooled}, space)
+
+
+def describe(path_or_hub_id: str | Path) -> Described:
+    "What is known of a checkpoint from its configuration; raises `DataError` as `ghost_teacher` does."
+    ghost = ghost_teacher(path_or_hub_id)
+    return Described([*ghost._names(), "output"], ghost.image_size, ghost.latent_shape, len(ghost.schedule))
