@@ -258,7 +258,7 @@ def point_to(
     weights = fingerprint(locate(_pointed(Path(folder), checkpoint)))
     save_json(Path(folder) / "clarep.json", {"checkpoint": checkpoint, "class_names": list(class_names), "class_ids": class_ids, "prompt": prompt, "negative_prompt": negative_prompt, "weights": weights})
 
-# %% ../../nbs/diffusion/teacher.ipynb #51664e1d
+# %% ../../nbs/diffusion/teacher.ipynb #dc7bb3af
 class Described(NamedTuple):
     "What is known of a checkpoint without its weights."
     layers: list[str]
@@ -279,14 +279,14 @@ def ghost_teacher(
         raise DataError(f"{folder / kind.part} has a configuration but no weights (*.safetensors); download the checkpoint again")
     with torch.device("meta"):
         net = kind.network.from_config(load_json(folder / kind.part / "config.json"))
-        scheduler, config = _scheduler(folder), net.config
-        space = VAESpace(AutoencoderKL.from_config(load_json(folder / "vae" / "config.json"))) if (folder / "vae").is_dir() else Pixels()
-        if not issubclass(kind.teacher, TextTeacher):
-            own = config.num_class_embeds - 1 if kind.teacher is Teacher else min(n_classes or 1, config.num_embeds_ada_norm)
-            return kind.teacher(net, scheduler, [str(i) for i in range(own)], space)
-        rows, width = (n_classes or 1) + 1, config.get("cross_attention_dim") or config.joint_attention_dim
-        pooled = {"pooled_projections": torch.zeros(rows, config.pooled_projection_dim)} if "pooled_projection_dim" in config else {}
-        return kind.teacher(net, scheduler, [str(i) for i in range(rows - 1)], {"encoder_hidden_states": torch.zeros(rows, 77, width), **pooled}, space)
+        vae = AutoencoderKL.from_config(load_json(folder / "vae" / "config.json")) if (folder / "vae").is_dir() else None
+    scheduler, config, space = _scheduler(folder), net.config, VAESpace(vae) if vae else Pixels()
+    if not issubclass(kind.teacher, TextTeacher):
+        own = config.num_class_embeds - 1 if kind.teacher is Teacher else min(n_classes or 1, config.num_embeds_ada_norm)
+        return kind.teacher(net, scheduler, [str(i) for i in range(own)], space)
+    rows, width = (n_classes or 1) + 1, config.get("cross_attention_dim") or config.joint_attention_dim
+    prompts = {"encoder_hidden_states": torch.zeros(rows, 77, width)} | ({"pooled_projections": torch.zeros(rows, config.pooled_projection_dim)} if "pooled_projection_dim" in config else {})
+    return kind.teacher(net, scheduler, [str(i) for i in range(rows - 1)], prompts, space)
 
 
 def describe(path_or_hub_id: str | Path) -> Described:
