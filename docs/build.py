@@ -20,7 +20,7 @@ CHAPTERS = {
                    "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/select", "clarid/controls", "clarid/directions", "clarid/store"],
     "Students": ["cadistill/students", "cadistill/losses", "cadistill/train"],
     "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics"],
-    "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report"],
+    "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report", "06_cost"],
     "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "student", "evaluate", "report")],
 }
 OTHERS = sorted(p for p in (HOME / "docs" / "results").glob("*") if p.is_dir())  # reports of other data sets, committed
