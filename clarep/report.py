@@ -29,7 +29,7 @@ BETTER_LOW = {"bg_gap", "acc_no_fg"}
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = "osD^vP*"
 
-# %% ../nbs/04_report.ipynb #fa05162a
+# %% ../nbs/04_report.ipynb #9a78bcd1
 def findings(
     found: pd.DataFrame, # of `summary`
     baseline: str,
@@ -46,8 +46,8 @@ def findings(
         if open_:
             said.append(f"cannot be told apart on {', '.join(_signed(part, m) for m in open_)}")
         n = int(part.seeds.min())
-        few = f" {n} seeds are few: an interval has to be overwhelming to leave zero out." if n < 5 else ""
-        sentences.append(f"Against `{baseline}`, `{arm}` {'; '.join(said)} (paired 95 % interval over {n} seeds).{few}")
+        few = "" if n >= 5 else f" {n} seeds are few: an interval has to be overwhelming to leave zero out." if n > 1 else " One seed has no interval, so nothing can be told apart."
+        sentences.append(f"Against `{baseline}`, `{arm}` {'; '.join(said)} ({f'paired 95 % interval over {n} seeds' if n > 1 else 'one seed'}).{few}")
     return sentences
 
 
@@ -172,7 +172,7 @@ def energy_caption(
         return f"Where the directions lie: {seen['energy_inside']:.2f} times as much energy on the object as its area would have."
     return "Where the directions lie; how much of it is on the object cannot be said without masks."
 
-# %% ../nbs/04_report.ipynb #902757c2
+# %% ../nbs/04_report.ipynb #a5c9c550
 def features_say(
     table: pd.DataFrame, # of the stage `representation`
     k: int,
@@ -181,7 +181,8 @@ def features_say(
     "How well k-means finds the classes in Canonical Features and in those of the unprojected latent, both under the null condition; no verdict, since only the starts of k-means vary."
     part = table[(table.set == suffix) & (table.metric == f"ami{suffix}") & (table["class"] == "all")].sort_values("seed")
     after, before = (part[(part.method == m) & (part.k == size)].value.to_numpy() for m, size in (("clarid", k), ("guidance_only", 0)))
-    return f"Canonical Features, {_where(suffix)}: k-means agrees with the classes by an AMI of {after.mean():.3f} ({after.min():.3f} to {after.max():.3f} over its starts), against {before.mean():.3f} ({before.min():.3f} to {before.max():.3f}) for the unprojected latent; 0 is chance (null condition)."
+    where = _where(suffix) if "background_retained" in set(table.metric) else "held-out images"
+    return f"Canonical Features, {where}: k-means agrees with the classes by an AMI of {after.mean():.3f} ({after.min():.3f} to {after.max():.3f} over its starts), against {before.mean():.3f} ({before.min():.3f} to {before.max():.3f}) for the unprojected latent; 0 is chance (null condition)."
 
 # %% ../nbs/04_report.ipynb #a7a17737
 LEFT = {"class_retained": "class", "background_retained": "background", "selectivity": "selectivity", "class_retained_guided": "class, guided", "background_retained_guided": "background, guided",
@@ -219,7 +220,7 @@ def by_class(
         lines.append(f"| {name} | " + " | ".join(f"{before:.2f} → {after:.2f}" for before, after in cells) + " |")
     return "\n".join(lines) + "\n\nAccuracy of the judges, unprojected latent → CLARep, null condition and guided."
 
-# %% ../nbs/04_report.ipynb #eada39e6
+# %% ../nbs/04_report.ipynb #98fbe7d3
 def markdown_table(
     found: pd.DataFrame, # of `summary`
     baseline: str,
@@ -233,7 +234,7 @@ def markdown_table(
         if arm != baseline:
             lines.append(f"| minus `{baseline}` | " + " | ".join(_pm(part.loc[m, "difference"], part.loc[m, "difference_half"], "+") for m in metrics) + " |")
     low = ", ".join(NAMES[m] for m in metrics if m in BETTER_LOW)
-    return "\n".join(lines) + f"\n\nMean and 95 % interval over {n} seeds; differences are paired by seed. Higher is better{f', except for {low}' if low else ''}."
+    return "\n".join(lines) + f"\n\n{f'Mean and 95 % interval over {n} seeds' if n > 1 else 'One seed, so no interval'}; differences are paired by seed. Higher is better{f', except for {low}' if low else ''}."
 
 
 def _pm(mean: float, half: float, sign: str = "") -> str:
