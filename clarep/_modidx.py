@@ -205,6 +205,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'clarep.cost.Work.count': ('cost.html#work.count', 'clarep/cost.py'),
                              'clarep.cost.Work.directions': ('cost.html#work.directions', 'clarep/cost.py'),
                              'clarep.cost.affordable': ('cost.html#affordable', 'clarep/cost.py'),
+                             'clarep.cost.asked_for': ('cost.html#asked_for', 'clarep/cost.py'),
                              'clarep.cost.attack_step_price': ('cost.html#attack_step_price', 'clarep/cost.py'),
                              'clarep.cost.block_seconds': ('cost.html#block_seconds', 'clarep/cost.py'),
                              'clarep.cost.checkpoints': ('cost.html#checkpoints', 'clarep/cost.py'),

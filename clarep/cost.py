@@ -10,7 +10,8 @@ __all__ = ['UNITS', 'WIDEST', 'COARSE', 'SHOWN', 'METHODS', 'FEW', 'START', 'RUN
            'work', 'runs', 'teacher_of', 'flops_of', 'Price', 'Bench', 'seconds_of', 'latents', 'evaluation_price',
            'teacher_step_price', 'search_price', 'block_seconds', 'affordable', 'product_flops', 'some_images',
            'student_step_price', 'classification_price', 'attack_step_price', 'features_of', 'image_price',
-           'start_price', 'price', 'counted', 'estimate', 'spent', 'price_table', 'told', 'what_it_cost', 'main']
+           'start_price', 'price', 'counted', 'estimate', 'spent', 'price_table', 'told', 'what_it_cost', 'asked_for',
+           'main']
 
 # %% ../nbs/06_cost.ipynb #1fdb8d14
 import contextlib
@@ -572,6 +573,16 @@ def what_it_cost(
     "The work of every stage beside the seconds that it took."
     p = told(p)
     return price_table(counted(work(p, chosen(p, choice), teacher_of(p, "meta"))), spent(home, p), n_clareps(p)) + "\n\nAll arms and seeds of a stage together; work as counted from the settings, seconds as measured around each stage, starting its kernel and drawing its pictures included. A direction is found by some products with the Jacobian."
+
+# %% ../nbs/06_cost.ipynb #72f8ce64
+def asked_for(p: Params) -> str: # Markdown
+    "The work of every stage and the operations of the teacher's evaluations, counted."
+    p = told(p)
+    ghost = teacher_of(p, "meta")
+    table = counted(work(p, chosen(p, None), ghost))
+    each = flops_of(lambda: ghost.eps(latents(ghost, 1)[0], 0, latents(ghost, 1)[1]))
+    return (price_table(table, pd.DataFrame(), n_clareps(p)) + f"\n\nAn evaluation of the teacher takes {each / 1e9:,.3g} * 10^9 operations, all of them {table.evaluations.sum() * each / 1e12:,.3g} * 10^12, "
+            "products with Jacobians and an autoencoder's passes not counted. `make cost` says how long it will take here.")
 
 # %% ../nbs/06_cost.ipynb #d8e6878d
 def main(arguments: list[str] | None = None) -> None:

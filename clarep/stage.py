@@ -44,7 +44,7 @@ def out_folder(
         return Path("data/prepared")
     return Path("runs") / stage / (f"{arm}-{seed}" if arm else "")
 
-# %% ../nbs/03_stage.ipynb #6a5c6a9c
+# %% ../nbs/03_stage.ipynb #e43fb8b9
 def strip(notebook):
     "Remove from a notebook, in place, everything but its sources and tags: outputs, counts, ids, other metadata."
     for i, cell in enumerate(notebook.cells):
@@ -105,13 +105,15 @@ def misfits(p, teacher):
 
 
 def prepare() -> None:
-    "Stage `prepare`: check every setting, write the stage notebooks without outputs to `runs/stages`."
+    "Stage `prepare`: check every setting, say what they ask for, write the stage notebooks without outputs to `runs/stages`."
     import nbformat
+    from clarep.cost import asked_for
     from clarep.files import root, whole
     from clarep.params import load_params
     p = load_params(root() / "params.yaml")
     if bad := list(misfits(p, described(p))):
         raise ValueError("\n".join(bad))
+    print(asked_for(p))
     with whole(root() / "runs" / "stages") as part:
         part.mkdir()
         for name in STAGES:
