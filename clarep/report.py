@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NAMES', 'BETTER_LOW', 'COLOURS', 'MARKERS', 'LEFT', 'CSS', 'findings', 'what_is_left', 'class_left',
            'left_in_clareps', 'choice_says', 'not_shown', 'title', 'judge_says', 'frontier_caption', 'energy_caption',
-           'features_say', 'methods_table', 'by_class', 'markdown_table', 'results_figure', 'to_page']
+           'features_say', 'methods_table', 'by_class', 'markdown_table', 'contrasts_table', 'results_figure',
+           'to_page']
 
-# %% ../nbs/04_report.ipynb #32ae8ee5
+# %% ../nbs/04_report.ipynb #0e922adb
 import base64
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 from .clarid.identify import shown_classes
 from .evaluate.representation import OURS, STYLE
-from .evaluate.statistics import interval, summary, verdict
+from .evaluate.statistics import interval, least_p, mean_ranks, verdict
 
 # %% ../nbs/04_report.ipynb #1b55e047
 NAMES = {"acc_clean": "clean", "acc_mixed_same": "mixed-same", "acc_mixed_rand": "mixed-rand", "acc_mixed_next": "mixed-next",
@@ -239,6 +240,28 @@ def markdown_table(
 
 def _pm(mean: float, half: float, sign: str = "") -> str:
     return f"{mean:{sign}.3f} ± {half:.3f}" if half != float("inf") else f"{mean:{sign}.3f}"
+
+# %% ../nbs/04_report.ipynb #7e72e91d
+def contrasts_table(
+    told: pd.DataFrame,  # of `contrasts`
+    found: pd.DataFrame, # of `summary`, for the ranks
+    baseline: str,
+) -> str:
+    "Paired differences to the baseline with everything that a reviewer asks, and whether there are seeds enough to conclude."
+    n = int(told.seeds.min()) if len(told) else int(found.seeds.min())
+    lines = [f"| arm minus `{baseline}` | test | difference | 95 %, bootstrap | effect size | p, exact | p, Holm |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| `{r.arm}` | {NAMES.get(r.metric, r.metric)} | {_pm(r.difference, r.half, '+')} | {_span(r.low, r.high)} | {_number(r.effect)} | {r.p:.3f} | {r.p_holm:.3f} |" for r in told.itertuples()]
+    ranks = ", ".join(f"`{arm}` {rank:.2f}" for arm, rank in mean_ranks(found, BETTER_LOW).items())
+    few = f" With {n} seed{'s' if n > 1 else ''} no exact p-value can be below {least_p(n):.3g}: six are needed to reach 0.05." if least_p(n) > 0.05 else ""
+    return "\n".join(lines) + f"\n\nDifference: mean and Student's 95 % interval. Effect size: mean difference over its standard deviation. p: all flips of signs; then with Holm's correction over arms.{few} Mean rank over the tests, 1 is best: {ranks}."
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:+.3f} to {high:+.3f}" if np.isfinite([low, high]).all() else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:+.1f}" if np.isfinite(value) else ""
 
 # %% ../nbs/04_report.ipynb #95d116b1
 def results_figure(
