@@ -45,18 +45,25 @@ def dead_links() -> list[str]:
     return found
 
 
+def settings_that_are_not_the_default() -> list[str]:
+    """params.yaml, where it differs from the default preset: the committed results are those of the default."""
+    from clarep.params import load_params
+    return [] if load_params(HOME / "params.yaml") == load_params(HOME / "presets/default.yaml") else ["params.yaml"]
+
+
 def main() -> None:
     problems = {
         "nbdev-export changes the library (edit the notebook, run `make export`, commit both)": changed_by(["nbdev-export"], "clarep/**/*.py"),
         "notebooks are not clean (`make export` cleans them)": changed_by(["nbdev-clean"], "nbs/**/*.ipynb"),
         "links that lead nowhere": dead_links(),
+        "settings differ from presets/default.yaml (`make preset` puts them back)": settings_that_are_not_the_default(),
     }
     for problem, where in problems.items():
         if where:
             print(f"error: {problem}:", *where, sep="\n  ", file=sys.stderr)
     if any(problems.values()):
         sys.exit(1)
-    print("export leaves no diff, notebooks are clean, links lead somewhere")
+    print("export leaves no diff, notebooks are clean, links lead somewhere, settings are the default")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ __all__ = ['UNITS', 'WIDEST', 'COARSE', 'SHOWN', 'METHODS', 'FEW', 'START', 'RUN
            'work', 'runs', 'teacher_of', 'flops_of', 'Price', 'Bench', 'seconds_of', 'latents', 'evaluation_price',
            'teacher_step_price', 'search_price', 'block_seconds', 'affordable', 'product_flops', 'some_images',
            'student_step_price', 'classification_price', 'attack_step_price', 'features_of', 'image_price',
-           'start_price', 'price', 'counted', 'estimate', 'spent', 'price_table', 'told', 'what_it_cost', 'asked_for',
-           'main']
+           'start_price', 'price', 'counted', 'estimate', 'spent', 'price_table', 'told', 'as_prepared', 'what_it_cost',
+           'asked_for', 'main']
 
-# %% ../nbs/06_cost.ipynb #1fdb8d14
+# %% ../nbs/06_cost.ipynb #413ef1bb
 import contextlib
 import io
 import os
@@ -36,6 +36,7 @@ from .cadistill.students import SmallCNN, predict
 from .cadistill.train import Canonical, train_student
 from .clarid.jacobian import Products, right_singular_vectors, twice_differentiable
 from .data import DIGITS, VARIANTS, Images, digits_on_photos
+from .diffusion.kinds import TextTeacher
 from .diffusion.ode import evaluations, inversion_evaluations
 from .diffusion.face import Teacher
 from .diffusion.schedule import Solver
@@ -202,7 +203,7 @@ def select_work(p: Params, by_select: Knobs) -> Work:
     again = (clarid_work(p, n, by_select._replace(guidance=g), s.num_inference_steps, n, **COARSE) for g in s.guidance_scales)
     return judge_work(p, 1 + known(p), s.probe_epochs) + sweep_work(p, n, s.num_inference_steps) + total(again) + do(len(s.guidance_scales) * n, "classification", n, 32)
 
-# %% ../nbs/06_cost.ipynb #91c9026a
+# %% ../nbs/06_cost.ipynb #3f095d88
 def n_clareps(p: Params) -> int:
     "CLAReps: a share of every class, at least one each."
     n, c = p.data.n_train, n_classes(p)
@@ -218,10 +219,10 @@ def clareps_work(
     "CLARID on a share of the training images, and two rows of a picture."
     c, n = p.clareps, n_clareps(p)
     each = 4 * (latent + channels + knobs.k) + image_bytes(p, 1) + 4 * 8
-    rows = (clarid_work(p, n_classes(p), knobs._replace(k=0, guidance=g), c.num_inference_steps, n_classes(p), c.tol, c.energy) for g in (1.0, knobs.guidance))
+    rows = (clarid_work(p, min(n_classes(p), SHOWN), knobs._replace(k=0, guidance=g), c.num_inference_steps, min(n_classes(p), SHOWN), c.tol, c.energy) for g in (1.0, knobs.guidance))
     return {"clareps": clarid_work(p, n, knobs, c.num_inference_steps, min(c.batch_size, n), c.tol, c.energy) + Work(bytes=n * each), "gallery": total(rows)}
 
-# %% ../nbs/06_cost.ipynb #c877cdcc
+# %% ../nbs/06_cost.ipynb #ce394c8b
 METHODS, FEW = 11, 4 # of `everything`; of those that are also decoded half guided and under a wrong class
 
 
@@ -258,8 +259,8 @@ def judged_work(p: Params, knobs: Knobs, n: int, n_ks: int) -> Work:
     def decoded(many, few, w):
         return n * (many * evaluations(steps, w) + few * evaluations(last, w))
     evals = decoded(left, 1, 0.0) + decoded(FEW, 0, 0.5) + decoded(at_k, 1, knobs.guidance) + decoded(FEW, 0, knobs.guidance) + 2 * at_k * n
-    seen = r.n_seeds * n * ((1 + known(p)) * (left + 1 + FEW + at_k + 1) + 3 * FEW + 8)
-    return do(evals, "evaluation", n) + do(seen, "classification", n, 32) + do(2 * at_k * r.n_seeds, "clusters", n) + do(2 * 2 * at_k, "probe", n)
+    seen = r.n_seeds * n * ((1 + known(p)) * (left + 1 + FEW + at_k + 1) + (2 + known(p)) * FEW + 4 * (1 + known(p)))
+    return do(evals, "evaluation", n) + do(seen, "classification", n, 32) + do(2 * at_k * r.n_seeds, "clusters", n) + do(2 * (1 + known(p)) * at_k, "probe", n)
 
 # %% ../nbs/06_cost.ipynb #87d15876
 def directions_work(p: Params, knobs: Knobs) -> Work:
@@ -302,15 +303,16 @@ def runs(p: Params, stage: str) -> int:
     "How often a stage runs: once, or for every arm and seed."
     return len(p.compare.arms) * len(p.compare.seeds) if stage in ("student", "evaluate") else 1
 
-# %% ../nbs/06_cost.ipynb #cd2eeddd
+# %% ../nbs/06_cost.ipynb #b8d1c217
 def teacher_of(p: Params, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
     "A teacher as the settings describe it: the checkpoint, or untrained. On `meta` it has no weights. Raises what `load_teacher` does."
     t, names = p.teacher, p.data.classes or p.data.class_names or DIGITS
     if t.checkpoint is not None:
-        how = dict(class_names=names, class_ids=t.class_ids, prompt=t.prompt, negative_prompt=t.negative_prompt)
         with tempfile.TemporaryDirectory() as d:
             folder = untrained(t.checkpoint, d, names, p.data.size)
-            return ghost_teacher(folder, len(names)) if str(device) == "meta" else load_teacher(folder, device, dtype, **how)
+            ghost = ghost_teacher(folder, len(names))
+            prompts = dict(class_names=names, prompt=t.prompt, negative_prompt=t.negative_prompt) if isinstance(ghost, TextTeacher) else {}
+            return ghost if str(device) == "meta" else load_teacher(folder, device, dtype, **prompts)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
         torch.manual_seed(0)
         unet = build_unet(p.data.size, n_classes(p), t.channels, t.layers_per_block, device, dtype)
@@ -432,7 +434,7 @@ def product_flops(ghost: Teacher, layer: str) -> float:
         jvp = flops_of(lambda: torch.autograd.grad(back[0], u, torch.ones_like(x)))
     return (vjp + jvp) / 2
 
-# %% ../nbs/06_cost.ipynb #f547acb1
+# %% ../nbs/06_cost.ipynb #9857f0d8
 def some_images(p: Params, n: int) -> Images:
     "Noise that looks like data."
     shape = n, p.data.size, p.data.size, 3
@@ -471,7 +473,7 @@ def features_of(bench: Bench, n: int) -> tuple[torch.Tensor, torch.Tensor]: # fe
     "Features with some class in them, as many as a feature layer has channels."
     y = torch.arange(n) % n_classes(bench.p)
     x = torch.randn(n, bench.ghost.layers()[bench.p.clareps.feature_layer][0], generator=torch.Generator().manual_seed(0))
-    x[torch.arange(n), y] += 3
+    x[torch.arange(n), y % x.shape[1]] += 3
     return x, y
 
 
@@ -559,10 +561,19 @@ def price_table(
     lines.append(line("total", expected.sum(), sum(t for t in took.values() if t == t)))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] + ["---:"] * (len(head) - 1), *lines])
 
-# %% ../nbs/06_cost.ipynb #458cd300
+# %% ../nbs/06_cost.ipynb #508cef86
 def told(p: Params) -> Params:
     "The settings with the images' size filled in where the teacher's checkpoint tells it."
     return p if p.data.size else p.model_copy(update={"data": p.data.model_copy(update={"size": described(p).image_size})})
+
+
+def as_prepared(p: Params, home: str | Path) -> Params:
+    "The settings with the classes and numbers of images that stage `data` has really found."
+    sets = {goal: Path(home) / f"data/prepared/splits/{split}.safetensors" for goal, split in (("train", "train"), ("validation", "validation-original"), ("test", "test-original"))}
+    if not all(f.is_file() for f in sets.values()):
+        return p
+    found = {goal: Images.load(f) for goal, f in sets.items()}
+    return p.model_copy(update={"data": p.data.model_copy(update={"classes": found["train"].class_names, **{f"n_{goal}": len(images) for goal, images in found.items()}})})
 
 
 def what_it_cost(
@@ -571,7 +582,7 @@ def what_it_cost(
     choice: dict | None, # of stage `select`
 ) -> str:             # Markdown
     "The work of every stage beside the seconds that it took."
-    p = told(p)
+    p = as_prepared(told(p), home)
     return price_table(counted(work(p, chosen(p, choice), teacher_of(p, "meta"))), spent(home, p), n_clareps(p)) + "\n\nAll arms and seeds of a stage together; work as counted from the settings, seconds as measured around each stage, starting its kernel and drawing its pictures included. A direction is found by some products with the Jacobian."
 
 # %% ../nbs/06_cost.ipynb #72f8ce64
@@ -584,7 +595,7 @@ def asked_for(p: Params) -> str: # Markdown
     return (price_table(table, pd.DataFrame(), n_clareps(p)) + f"\n\nAn evaluation of the teacher takes {each / 1e9:,.3g} * 10^9 operations, all of them {table.evaluations.sum() * each / 1e12:,.3g} * 10^12, "
             "products with Jacobians and an autoencoder's passes not counted. `make cost` says how long it will take here.")
 
-# %% ../nbs/06_cost.ipynb #d8e6878d
+# %% ../nbs/06_cost.ipynb #6275ce57
 def main(arguments: list[str] | None = None) -> None:
     "Command line: `python -m clarep.cost [--spent] [--limit SECONDS]`."
     import argparse
@@ -594,6 +605,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     p, file, started = told(load_params(root() / "params.yaml")), root() / "runs/select/choice.json", time.perf_counter()
     choice = load_json(file) if file.is_file() else None
+    if choice and choice["grid"] != {name: getattr(p.select, name) for name in ("t_es", "layers", "ks", "n_images")}:
+        choice = None # of other settings
     where, precision = resolve(p.common.device, p.common.dtype)
     bench = Bench(p, teacher_of(p, where, precision), teacher_of(p, "meta"), args.limit)
     layers = [None] if choice or p.clareps.layer else sorted(p.select.layers, key=lambda layer: product_flops(bench.ghost, layer))
@@ -607,7 +620,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"CLARID with t_e = {knobs.t_e}, layer = {knobs.layer}, k = {knobs.k}, guidance {knobs.guidance:g}; {n_clareps(p)} CLAReps; on {where}, {torch.get_num_threads()} threads\n")
     print(price_table(tables[shown], spent(root(), p) if args.spent else pd.DataFrame(), n_clareps(p)))
     minutes = {layer: t.seconds.sum() / 60 for layer, t in tables.items()}
-    print(f"\nAll in all about {minutes[shown]:.0f} minutes; {len(prices)} kinds of work tried in {time.perf_counter() - started:.0f} s, searches for directions on a few images of noise.")
+    print(f"\nAll in all about {minutes[shown]:.0f} minutes; {len(prices)} kinds of work tried in {time.perf_counter() - started:.0f} s, searches for directions on a few images of noise{', an autoencoder not counted' if bench.teacher.space.factor > 1 else ''}.")
     if len(layers) > 1:
         print("Open until stage `select` has run: the layer. " + ", ".join(f"{layer}: {m:.0f} minutes" for layer, m in minutes.items()) + ". Shown: the middle one, with the largest k.")
 

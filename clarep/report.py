@@ -30,7 +30,7 @@ BETTER_LOW = {"bg_gap", "acc_no_fg"}
 COLOURS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = "osD^vP*"
 
-# %% ../nbs/04_report.ipynb #9a78bcd1
+# %% ../nbs/04_report.ipynb #cb277d04
 def findings(
     found: pd.DataFrame, # of `summary`
     baseline: str,
@@ -48,7 +48,7 @@ def findings(
             said.append(f"cannot be told apart on {', '.join(_signed(part, m) for m in open_)}")
         n = int(part.seeds.min())
         few = "" if n >= 5 else f" {n} seeds are few: an interval has to be overwhelming to leave zero out." if n > 1 else " One seed has no interval, so nothing can be told apart."
-        sentences.append(f"Against `{baseline}`, `{arm}` {'; '.join(said)} ({f'paired 95 % interval over {n} seeds' if n > 1 else 'one seed'}).{few}")
+        sentences.append(f"Against `{baseline}`, `{arm}` {'; '.join(said)} ({f'paired 95 % intervals over {n} seeds, each test by itself' if n > 1 else 'one seed'}).{few}")
     return sentences
 
 
@@ -241,7 +241,7 @@ def markdown_table(
 def _pm(mean: float, half: float, sign: str = "") -> str:
     return f"{mean:{sign}.3f} ± {half:.3f}" if half != float("inf") else f"{mean:{sign}.3f}"
 
-# %% ../nbs/04_report.ipynb #7e72e91d
+# %% ../nbs/04_report.ipynb #ce23a958
 def contrasts_table(
     told: pd.DataFrame,  # of `contrasts`
     found: pd.DataFrame, # of `summary`, for the ranks
@@ -250,10 +250,10 @@ def contrasts_table(
     "Paired differences to the baseline with everything that a reviewer asks, and whether there are seeds enough to conclude."
     n = int(told.seeds.min()) if len(told) else int(found.seeds.min())
     lines = [f"| arm minus `{baseline}` | test | difference | 95 %, bootstrap | effect size | p, exact | p, Holm |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| `{r.arm}` | {NAMES.get(r.metric, r.metric)} | {_pm(r.difference, r.half, '+')} | {_span(r.low, r.high)} | {_number(r.effect)} | {r.p:.3f} | {r.p_holm:.3f} |" for r in told.itertuples()]
+    lines += [f"| `{r.arm}` | {NAMES.get(r.metric, r.metric)} | {_pm(r.difference, r.half, '+')} | {_span(r.low, r.high) if r.seeds >= 6 else ''} | {_number(r.effect)} | {r.p:.3f} | {r.p_holm:.3f} |" for r in told.itertuples()]
     ranks = ", ".join(f"`{arm}` {rank:.2f}" for arm, rank in mean_ranks(found, BETTER_LOW).items())
     few = f" With {n} seed{'s' if n > 1 else ''} no exact p-value can be below {least_p(n):.3g}: six are needed to reach 0.05." if least_p(n) > 0.05 else ""
-    return "\n".join(lines) + f"\n\nDifference: mean and Student's 95 % interval. Effect size: mean difference over its standard deviation. p: all flips of signs; then with Holm's correction over arms.{few} Mean rank over the tests, 1 is best: {ranks}."
+    return "\n".join(lines) + f"\n\nDifference: mean and Student's 95 % interval. Effect size: mean difference over its standard deviation. The bootstrap interval is given from six seeds on; below it is little more than the range. p: all flips of signs; then with Holm's correction over all rows.{few} Mean rank over the tests, 1 is best: {ranks}."
 
 
 def _span(low: float, high: float) -> str:

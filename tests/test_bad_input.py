@@ -86,4 +86,4 @@ def test_a_truncated_shard_is_named(smoke, run):
 
 def test_an_unknown_stage_or_preset_is_answered_with_the_known_ones(run):
     refused(run("python", "-m", "clarep.stage", "clarep"), "'clareps'")
-    refused(run("python", "-m", "clarep.params", "smok"), "there are: default, fashion-mnist, full, smoke")
+    refused(run("python", "-m", "clarep.params", "smok"), "no preset 'smok'; there are: ", "default, fashion-mnist, ", "full, ")

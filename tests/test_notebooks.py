@@ -34,7 +34,3 @@ def test_stage_notebook_is_thin(stage):
     cells = [c for c in nbformat.read(HOME / "nbs" / "stages" / f"{stage}.ipynb", 4).cells if c.cell_type == "code"]
     assert len(cells) <= 12
     assert not any(line.startswith("class ") for c in cells for line in c.source.splitlines())
-
-
-def test_params_yaml_is_the_default_preset():
-    assert load_params(HOME / "params.yaml") == load_params(HOME / "presets" / "default.yaml")

@@ -42,7 +42,7 @@ class Canonical:
         "Read what a student needs from a set of CLAReps."
         return cls(to_unit(reps.samples), reps.labels, reps.features)
 
-# %% ../../nbs/cadistill/train.ipynb #0b0dd5df
+# %% ../../nbs/cadistill/train.ipynb #74d02425
 def train_student(
     student: nn.Module,  # with `features` and `head`
     data: Images,
@@ -61,7 +61,7 @@ def train_student(
     if len(data) < batch_size:
         raise ValueError(f"{len(data)} images are fewer than one batch of {batch_size}; lower student.batch_size or raise data.n_train")
     device = next(student.parameters()).device
-    x, y = to_unit(data.images), data.labels
+    x, y = data.images, data.labels
     order, shift, draw = (torch.Generator().manual_seed(seed * 3 + i) for i in range(3))
     steps = len(x) // batch_size
     optimizer = torch.optim.AdamW(student.parameters(), learning_rate, weight_decay=weight_decay)
@@ -70,7 +70,7 @@ def train_student(
     for _ in (bar := tqdm(range(epochs), desc=progress, unit="epoch")):
         sums: dict[str, float] = {}
         for index in torch.randperm(len(x), generator=order)[:steps * batch_size].view(steps, batch_size):
-            terms = _terms(student, x[index], y[index], canonical, loss, canonical_batch_size, shift, draw, device)
+            terms = _terms(student, to_unit(x[index]), y[index], canonical, loss, canonical_batch_size, shift, draw, device)
             optimizer.zero_grad()
             sum(terms.values()).backward()
             optimizer.step()

@@ -133,18 +133,21 @@ def _space(folder: Path, how: How) -> Pixels | VAESpace:
 def _weights(kind: type, folder: Path, how: How) -> nn.Module:
     return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=how.dtype)
 
-# %% ../../nbs/diffusion/teacher.ipynb #3836ddf5
+# %% ../../nbs/diffusion/teacher.ipynb #7bcd1dc0
 def class_ids_of(
     class_names: list[str],
     id2label: dict[str, str], # the checkpoint's table: id, names separated by commas
 ) -> list[int]:
-    "The table's id of each class; raises `ValueError` for a name that is not there, or that several have."
-    if len(class_names) == len(id2label):
-        return list(range(len(class_names)))
+    "The table's id of each class, by name; in the table's order, and saying so, where as many classes as it has bear no name of it. Raises `ValueError` for a name that is not there, or that several have."
     table: dict[str, set[int]] = {}
     for i, names in id2label.items():
         for name in (names, *names.split(",")):
             table.setdefault(name.strip().lower(), set()).add(int(i))
+    if list(class_names) == [names for _, names in sorted(id2label.items(), key=lambda item: int(item[0]))]:
+        return list(range(len(class_names)))
+    if len(class_names) == len(id2label) and not any(name.strip().lower() in table for name in class_names):
+        print(f"no class has a name of the checkpoint's table; taken in its order: {class_names[0]} is {id2label['0']}, ...")
+        return list(range(len(class_names)))
     for name in class_names:
         if len(found := table.get(name.strip().lower(), ())) != 1:
             near = difflib.get_close_matches(name.lower(), table, n=3)
