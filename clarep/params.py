@@ -262,7 +262,7 @@ def source_conflicts(p: Params) -> Iterator[str]:
     if data.size is None and (made or p.teacher.checkpoint is None):
         yield "`data.size`: null takes the size that a teacher's checkpoint was made for, and " + ("digits-on-photos has to be told" if made else "there is no checkpoint")
 
-# %% ../nbs/00_params.ipynb #fa650aaf
+# %% ../nbs/00_params.ipynb #8e71cd6b
 def least_classes(data: Data) -> int:
     "The number of classes where settings tell, else the smallest that is possible."
     if data.name == "digits-on-photos":
@@ -297,8 +297,8 @@ def conflicts(p: Params) -> Iterator[str]:
     if p.data.classes and len(set(p.data.classes)) != len(p.data.classes):
         yield f"`data.classes`: {p.data.classes} names one twice"
     classes, most = least_classes(p.data), max([*p.representation.ks, *p.select.ks, p.clareps.k or 0])
-    if p.data.name == "digits-on-photos" and (a_class := min(p.data.n_train // classes, p.data.per_class or p.data.n_train)) <= most:
-        yield f"`data.n_train`: {a_class} images a class{' (`data.per_class`)' if p.data.per_class else ''}, but {most} principal directions of a class (`representation.ks`, `select.ks`, `clareps.k`) need more"
+    if p.data.name == "digits-on-photos" and (a_class := p.data.n_train // classes) <= most:
+        yield f"`data.n_train`: {a_class} images a class, but {most} principal directions of a class (`representation.ks`, `select.ks`, `clareps.k`) need more"
     if p.representation.n_images < 2 * classes:
         yield f"`representation.n_images`: {p.representation.n_images} images, but {classes} classes need two each"
     for key, steps, t_e in [("select", p.select.num_inference_steps, min(p.select.t_es)), ("clareps", p.clareps.num_inference_steps, p.clareps.t_e or min(p.select.t_es)), ("representation", p.representation.num_inference_steps, p.clareps.t_e or min(p.select.t_es))]:
