@@ -102,7 +102,7 @@ def load_tensors(
         raise DataError(f"{path} has schema {header.get('schema')}, this version reads {SCHEMA}; run `{made_by}` again")
     return tensors, header
 
-# %% ../nbs/01_files.ipynb #342d98ad
+# %% ../nbs/01_files.ipynb #6f7b9663
 def fingerprint(
     *parts, # anything JSON holds; a `Path` stands for the file's bytes, or for all files of the folder
 ) -> str: # 16 hex digits
@@ -111,9 +111,16 @@ def fingerprint(
     for part in parts:
         files = [part] if not isinstance(part, Path) else sorted(p for p in (part.rglob("*") if part.is_dir() else [part]) if p.is_file())
         for item in files:
-            h.update(item.read_bytes() if isinstance(item, Path) else json.dumps(item, sort_keys=True, default=str).encode())
+            for piece in _pieces(item) if isinstance(item, Path) else [json.dumps(item, sort_keys=True, default=str).encode()]:
+                h.update(piece)
             h.update(b"\0")
     return h.hexdigest()[:16]
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as f:
+        while piece := f.read(2**24):
+            yield piece
 
 
 def scratch(

@@ -29,7 +29,7 @@ def project_out(
     inside = einsum(V.flatten(2), x.flatten(1), "b k d, b d -> b k")
     return x - einsum(V.flatten(2), inside, "b k d, b k -> b d").reshape_as(x)
 
-# %% ../../nbs/clarid/identify.ipynb #e271aa17
+# %% ../../nbs/clarid/identify.ipynb #5356ae20
 def sensitive_directions(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -60,7 +60,7 @@ def pooled_features(
     batch_size: int = 100,
 ) -> torch.Tensor:   # float32 on the CPU, `n m`
     "A layer's pooled activations, a batch at a time."
-    return torch.cat([pooled(teacher.features(z, t_e, under, layer)).float().cpu() for z, under in zip(x.split(batch_size), c.split(batch_size))])
+    return torch.cat([pooled(teacher.features(z, t_e, under, layer)).float().cpu() for z, under in zip(x.split(teacher.fitting(batch_size)), c.split(teacher.fitting(batch_size)))])
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def decoded(
     batch_size: int = 100,
 ) -> torch.Tensor:   # images in [-1, 1], float32 on the CPU, `n c h w`
     "Latents to images, a batch at a time."
-    return torch.cat([teacher.decode(decode(teacher, z, under, t_e, steps, guidance)).float().cpu() for z, under in zip(x.split(batch_size), c.split(batch_size))])
+    return torch.cat([teacher.decode(decode(teacher, z, under, t_e, steps, guidance)).float().cpu() for z, under in zip(x.split(teacher.fitting(batch_size)), c.split(teacher.fitting(batch_size)))])
 
 # %% ../../nbs/clarid/identify.ipynb #7569cfe9
 def clarid(

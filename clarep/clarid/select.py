@@ -21,7 +21,7 @@ from ..data import Images, to_unit
 from ..diffusion.ode import invert
 from ..diffusion.teacher import Teacher
 
-# %% ../../nbs/clarid/select.ipynb #c8dbf6c4
+# %% ../../nbs/clarid/select.ipynb #41aa1182
 class Swept(NamedTuple):
     "One setting of the sweep."
     t_e: int
@@ -42,7 +42,7 @@ def sweep(
     batch_size: int = 100,
 ) -> Iterator[Swept]:
     "Decode what is left of images at every timestep, layer and number of directions."
-    c = teacher.condition(images.labels)
+    c, batch_size = teacher.condition(images.labels), teacher.fitting(batch_size)
     for t_e in t_es:
         x = torch.cat([invert(teacher, teacher.encode(to_unit(part)), under, t_e, steps) for part, under in zip(images.images.split(batch_size), c.split(batch_size))])
         yield Swept(t_e, "", 0, 0.0, decoded(teacher, x, c, t_e, steps, 0.0))

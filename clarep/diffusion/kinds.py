@@ -5,46 +5,29 @@
 # %% auto #0
 __all__ = ['DiTTeacher', 'TextTeacher', 'FlowTeacher']
 
-# %% ../../nbs/diffusion/kinds.ipynb #bd8b2f5b
+# %% ../../nbs/diffusion/kinds.ipynb #cc473e01
 import re
 
 import torch
-from diffusers import DiTTransformer2DModel, SchedulerMixin
+from diffusers import SchedulerMixin
 
 from .face import Pixels, Teacher, VAESpace
 from .schedule import Solver
 from ..files import DataError
 
-# %% ../../nbs/diffusion/kinds.ipynb #d73caa5b
+# %% ../../nbs/diffusion/kinds.ipynb #2cba299b
 class DiTTeacher(Teacher):
     "A class-conditional transformer of diffusers (DiT), frozen. The condition behind its last class is null."
     layer_names = re.compile(r"pos_embed|transformer_blocks\.\d+")
 
-    def __init__(
-        self,
-        net: DiTTransformer2DModel,
-        scheduler: SchedulerMixin,
-        class_names: list[str],
-        space: Pixels | VAESpace | None = None,
-        solver: Solver = Solver(),
-        class_ids: list[int] | None = None, # of the network's table, a class each; its first ones when not given
-    ):
-        self.class_ids = list(range(len(class_names))) if class_ids is None else list(class_ids)
-        super().__init__(net, scheduler, class_names, space, solver)
-        self.table = torch.tensor([*self.class_ids, net.config.num_embeds_ada_norm], device=net.device)
+    @staticmethod
+    def table_size(config):
+        return config.num_embeds_ada_norm
 
-    def _check(self):
-        known = self.net.config.num_embeds_ada_norm
-        if len(self.class_ids) != len(self.class_names):
-            raise DataError(f"{len(self.class_ids)} class ids for {len(self.class_names)} classes: {', '.join(self.class_names)}")
-        if bad := [i for i in self.class_ids if not 0 <= i < known]:
-            raise DataError(f"class id {bad[0]} is not in the network's table of {known} classes")
-
-    def _run(self, x, time, c):
-        times = torch.full((len(x),), time, device=x.device)
+    def _run(self, x, times, c):
         return self.net(x, timestep=times, class_labels=self.table[c]).sample[:, :x.shape[1]]
 
-# %% ../../nbs/diffusion/kinds.ipynb #1b76b5a3
+# %% ../../nbs/diffusion/kinds.ipynb #5bb3c6e8
 class TextTeacher(Teacher):
     "A text-conditional diffusers UNet, frozen, with one prompt a class; the null condition is the negative prompt."
 
@@ -60,12 +43,12 @@ class TextTeacher(Teacher):
         self.prompts = {name: rows.to(net.device, net.dtype) for name, rows in prompts.items()}
         super().__init__(net, scheduler, class_names, space, solver)
 
-    def _check(self):
+    def _table(self, class_ids):
         if lost := [name for name, rows in self.prompts.items() if len(rows) != len(self.class_names) + 1]:
             raise DataError(f"{len(self.prompts[lost[0]])} rows of {lost[0]}; {len(self.class_names)} classes and a negative prompt need {len(self.class_names) + 1}")
 
-    def _run(self, x, time, c):
-        return self.net(x, time, **{name: rows[c] for name, rows in self.prompts.items()}).sample
+    def _run(self, x, times, c):
+        return self.net(x, times, **{name: rows[c] for name, rows in self.prompts.items()}).sample
 
 
 class FlowTeacher(TextTeacher):
@@ -73,6 +56,5 @@ class FlowTeacher(TextTeacher):
     layer_names = re.compile(r"pos_embed|transformer_blocks\.\d+")
     which = -1  # a block returns the prompt's tokens, then the image's
 
-    def _run(self, x, time, c):
-        times = torch.full((len(x),), time, device=x.device, dtype=x.dtype)
+    def _run(self, x, times, c):
         return self.net(hidden_states=x, timestep=times, **{name: rows[c] for name, rows in self.prompts.items()}).sample

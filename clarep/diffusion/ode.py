@@ -6,12 +6,13 @@
 __all__ = ['ddim_step', 'time_grid', 'extrapolated', 'invert', 'inversion_evaluations', 'guided', 'decode', 'evaluations',
            'RoundTrip', 'round_trip', 'sample']
 
-# %% ../../nbs/diffusion/ode.ipynb #2fe3897b
+# %% ../../nbs/diffusion/ode.ipynb #a1bf5949
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from .face import widened
 from .schedule import Solver
 from .teacher import Teacher
 
@@ -56,7 +57,7 @@ def _second_order(schedule, seen: list, there: int) -> torch.Tensor:
     here = schedule.log_snr(t)
     return extrapolated(now, before[1], schedule.log_snr(there) - here, here - schedule.log_snr(before[0]))
 
-# %% ../../nbs/diffusion/ode.ipynb #aceb1b6d
+# %% ../../nbs/diffusion/ode.ipynb #3bf3bc84
 @torch.no_grad()
 def invert(
     teacher: Teacher,
@@ -67,7 +68,7 @@ def invert(
     solver: Solver | None = None, # the teacher's when not given
 ) -> torch.Tensor:   # latents at `t_e`, `b c h w`
     "Deterministic inversion `F_inv` from data to timestep `t_e`; costs `inversion_evaluations(steps, solver)` network evaluations a sample."
-    solver, grid, seen = solver or teacher.solver, time_grid(t_e, steps), []
+    solver, grid, seen, x = solver or teacher.solver, time_grid(t_e, steps), [], widened(x)
     for here, there in zip(grid[:-1], grid[1:]):
         alpha, sigma = teacher.alpha_sigma(here)
         x0, eps = (x, teacher.eps(x, 0, c)) if here < 0 else teacher.predict(x, here, c)
@@ -77,7 +78,7 @@ def invert(
             x0 = (x - sigma * eps) / alpha
         start, x = x, ddim_step(x0, eps, *teacher.alpha_sigma(there))
         for _ in range(solver.refine):
-            eps = teacher.eps(x, there, c)
+            eps = guided(teacher, x, there, c, 1.0)[1]
             x = ddim_step((start - sigma * eps) / alpha, eps, *teacher.alpha_sigma(there))
     return x
 
@@ -86,7 +87,7 @@ def inversion_evaluations(steps: int, solver: Solver) -> int:
     "Network evaluations that one sample's inversion costs."
     return steps * (1 + solver.refine)
 
-# %% ../../nbs/diffusion/ode.ipynb #5540df94
+# %% ../../nbs/diffusion/ode.ipynb #16f348cf
 def guided(
     teacher: Teacher,
     x: torch.Tensor, # latents, `b c h w`
@@ -119,7 +120,7 @@ def decode(
     solver: Solver | None = None, # the teacher's when not given
 ) -> torch.Tensor:   # latents of clean images (or at `until`), `b c h w`
     "Deterministic decoding `F_dec` from timestep `t_e` to data; costs `evaluations(steps, guidance_scale)` network evaluations a sample."
-    solver, grid, seen = solver or teacher.solver, time_grid(t_e, steps, until), []
+    solver, grid, seen, x = solver or teacher.solver, time_grid(t_e, steps, until), [], widened(x)
     for here, there in zip(grid[:0:-1], grid[-2::-1]):
         x0, eps = guided(teacher, x, here, c, guidance_scale)
         if solver.order == 2:
@@ -154,19 +155,19 @@ def round_trip(
     back = decode(teacher, invert(teacher, x, c, t_e, steps, solver), c, t_e, steps, solver=solver)
     return RoundTrip(((back - x).norm() / x.norm()).item(), inversion_evaluations(steps, solver or teacher.solver) + evaluations(steps, 1.0))
 
-# %% ../../nbs/diffusion/ode.ipynb #5cdc24e3
+# %% ../../nbs/diffusion/ode.ipynb #bed4788e
 def sample(
     teacher: Teacher,
     labels: torch.Tensor, # classes to draw, `n`
     guidance_scale: float,
     steps: int,
     seed: int = 0,
-    batch_size: int = 100,
+    batch_size: int = 100, # at most, see `Teacher.fitting`
 ) -> torch.Tensor:        # images in [-1, 1], float32 on the CPU, `n c h w`
     "Draw one image of each label from noise."
     t_e = len(teacher.schedule) - 1
     noise = teacher.schedule.noise_scale * torch.randn(len(labels), *teacher.latent_shape, generator=torch.Generator().manual_seed(seed))
-    images = []
+    images, batch_size = [], teacher.fitting(batch_size)
     for i in tqdm(range(0, len(labels), batch_size), desc="sampling", unit="batch"):
         x = noise[i:i + batch_size].to(teacher.device, teacher.dtype)
         c = teacher.condition(labels[i:i + batch_size])
