@@ -135,7 +135,7 @@ def kind_of(folder: Path) -> Kind:
             raise DataError(f"{config}: {name} is no kind of teacher that clarep reads; known: {', '.join(KINDS)}")
     raise DataError(f"{folder} is no checkpoint in diffusers' format: it has neither unet/config.json nor transformer/config.json; `save_pretrained` of a diffusers pipeline writes them")
 
-# %% ../../nbs/diffusion/teacher.ipynb #665c1c48
+# %% ../../nbs/diffusion/teacher.ipynb #a695f30a
 def _open_unet(folder: Path, net: nn.Module, scheduler, how: How) -> Teacher:
     own = load_json(folder / "clarep.json")["class_names"] if (folder / "clarep.json").is_file() else None
     names = how.class_names or own or [str(i) for i in range(net.config.num_class_embeds - 1)]
@@ -148,7 +148,10 @@ def _space(folder: Path, how: How) -> Pixels | VAESpace:
 
 
 def _weights(kind: type, folder: Path, how: How) -> nn.Module:
-    return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=how.dtype, variant=_variant(folder))
+    model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=how.dtype, variant=_variant(folder))
+    for p in model.parameters(): # diffusers 0.42 leaves those of SD3's transformer in single precision
+        p.data = p.data.to(how.dtype)
+    return model
 
 
 def _variant(folder: Path) -> str | None:
