@@ -34,18 +34,18 @@ class SmallCNN(nn.Module):
         "Class scores, `b n`."
         return self.head(self.features(x))
 
-# %% ../../nbs/cadistill/students.ipynb #39f63e13
+# %% ../../nbs/cadistill/students.ipynb #8ad3963e
 @torch.no_grad()
 def predict(
     model: nn.Module,
     x: torch.Tensor, # images in [-1, 1], `n c h w`
-    batch_size: int = 500,
+    batch_size: int = 500, # at most; fewer large images
 ) -> torch.Tensor:   # class of each image, `n`
     "The classes that a classifier names."
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    named = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(batch_size)])
+    named = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(max(1, min(batch_size, 2**23 // x[0, 0].numel())))])
     model.train(training)
     return named
 

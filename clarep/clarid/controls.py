@@ -86,7 +86,7 @@ def context_directions(
         return teacher.features(x + d - einsum(W.flatten(2), inside, "b m d, b m -> b d").reshape_as(d), t_e, c, layer)
     return right_singular_vectors(moved, torch.zeros_like(x), k, args=(c, x, W), **search)[0]
 
-# %% ../../nbs/clarid/controls.ipynb #9b6919fb
+# %% ../../nbs/clarid/controls.ipynb #83bf0cb5
 def weighted_directions(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `b c h w`
@@ -100,10 +100,11 @@ def weighted_directions(
     "The directions in which a layer changes most over the distribution of latents (ours)."
     z = others.flatten(1).cpu().double()
     _, s, E = torch.linalg.svd(z - z.mean(0), full_matrices=False)
-    root = ((E.mT * (s / len(z) ** 0.5)) @ E).to(x)
-    moved = lambda y, c, x: teacher.features(x + (y.flatten(1) @ root).reshape_as(x), t_e, c, layer)
+    E, s = E.to(x), (s / len(z) ** 0.5).to(x)
+    root = lambda y: ((y @ E.mT) * s) @ E # the covariance's square root, never written out: it has as many rows as a latent has numbers
+    moved = lambda y, c, x: teacher.features(x + root(y.flatten(1)).reshape_as(x), t_e, c, layer)
     Y = right_singular_vectors(moved, torch.zeros_like(x), k, args=(c, x), **search)[0].to(x)
-    return torch.linalg.qr((Y.flatten(2) @ root).mT.float())[0].mT.reshape_as(Y)
+    return torch.linalg.qr(root(Y.flatten(2)).mT.float())[0].mT.reshape_as(Y)
 
 # %% ../../nbs/clarid/controls.ipynb #ce54bf8e
 def class_average_directions(
