@@ -34,7 +34,7 @@ class SmallCNN(nn.Module):
         "Class scores, `b n`."
         return self.head(self.features(x))
 
-# %% ../../nbs/cadistill/students.ipynb #8ad3963e
+# %% ../../nbs/cadistill/students.ipynb #a5372253
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -45,7 +45,7 @@ def predict(
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    named = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(max(1, min(batch_size, 2**23 // x[0, 0].numel())))])
+    named = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(max(1, min(batch_size, 2**23 // x.shape[-2:].numel())))])
     model.train(training)
     return named
 
