@@ -465,6 +465,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'clarep/diffusion/teacher.py'),
                                           'clarep.diffusion.teacher.How': ('diffusion/teacher.html#how', 'clarep/diffusion/teacher.py'),
                                           'clarep.diffusion.teacher.Kind': ('diffusion/teacher.html#kind', 'clarep/diffusion/teacher.py'),
+                                          'clarep.diffusion.teacher._damaged': ( 'diffusion/teacher.html#_damaged',
+                                                                                 'clarep/diffusion/teacher.py'),
                                           'clarep.diffusion.teacher._embedded': ( 'diffusion/teacher.html#_embedded',
                                                                                   'clarep/diffusion/teacher.py'),
                                           'clarep.diffusion.teacher._name_of': ( 'diffusion/teacher.html#_name_of',

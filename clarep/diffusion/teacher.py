@@ -230,7 +230,7 @@ KINDS = {"UNet2DModel": Kind("unet", UNet2DModel, Teacher, _open_unet),
          "UNet2DConditionModel": Kind("unet", UNet2DConditionModel, TextTeacher, _open_text),
          "SD3Transformer2DModel": Kind("transformer", SD3Transformer2DModel, FlowTeacher, _open_flow)}
 
-# %% ../../nbs/diffusion/teacher.ipynb #bed229bd
+# %% ../../nbs/diffusion/teacher.ipynb #c675b4ae
 def load_teacher(
     path_or_hub_id: str | Path, # a folder of `save_teacher` or `point_to`, any diffusers folder of a kind in `KINDS`, or a hub id
     device: str | torch.device = "cpu",
@@ -253,8 +253,12 @@ def load_teacher(
     except (DataError, ValueError, ImportError, torch.OutOfMemoryError):
         raise
     except Exception as e:
-        mend = f"run `dvc repro -f teacher`, or bring it back with `dvc checkout {folder}`" if made else "download it again"
-        raise DataError(f"the teacher at {folder} is damaged or incomplete ({e}); {mend}") from e
+        raise DataError(_damaged(folder, e)) from e
+
+
+def _damaged(folder: Path, why: str | Exception) -> str:
+    mend = f"run `dvc repro -f teacher`, or bring it back with `dvc checkout {folder}`" if (folder / "clarep.json").is_file() else "download it again"
+    return f"the teacher at {folder} is damaged or incomplete ({why}); {mend}"
 
 
 def _parts(folder: Path) -> tuple[Kind, dict, SchedulerMixin]:
@@ -263,7 +267,7 @@ def _parts(folder: Path) -> tuple[Kind, dict, SchedulerMixin]:
     kind = kind_of(folder)
     config, index = load_json(folder / kind.part / "config.json"), folder / "model_index.json"
     if not [*(folder / kind.part).glob("*.safetensors")]:
-        raise DataError(f"{folder / kind.part} has a configuration but no weights (*.safetensors): the checkpoint is damaged or incomplete")
+        raise DataError(_damaged(folder, f"{kind.part} has a configuration but no weights, *.safetensors"))
     if kind.teacher is Teacher and config.get("num_class_embeds") is None:
         raise DataError(f"the UNet at {folder} has no classes (`num_class_embeds`); clarep needs a class-conditional model with a null class")
     if config.get("addition_embed_type"):
