@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/03_stage.ipynb #947b2213
-NEEDED = ["torch", "diffusers", "papermill", "pydantic", "ruamel.yaml", "einops", "sklearn", "skimage", "datasets"]
+# %% ../nbs/03_stage.ipynb #f527e6f2
+NEEDED = ["torch", "timm", "diffusers", "papermill", "pydantic", "ruamel.yaml", "einops", "sklearn", "skimage", "datasets"]
 
 
 def preflight(
@@ -30,8 +30,8 @@ def preflight(
     if lost := [m for m in modules if not there(m)]:
         sys.exit(f"error: {sys.executable} lacks {', '.join(lost)}. Activate the project's environment (`. .venv/bin/activate`), or go through `make repro`, which makes it")
 
-# %% ../nbs/03_stage.ipynb #a7ee7ce1
-STAGES = ["data", "teacher", "select", "clareps", "representation", "directions", "student", "evaluate", "report"]
+# %% ../nbs/03_stage.ipynb #f9178c1b
+STAGES = ["data", "teacher", "select", "clareps", "representation", "directions", "extra", "tune", "student", "evaluate", "report"]
 
 
 def out_folder(
@@ -42,7 +42,7 @@ def out_folder(
     "Where a stage's outputs lie."
     if stage == "data":
         return Path("data/prepared")
-    return Path("runs") / stage / (f"{arm}-{seed}" if arm else "")
+    return Path("runs") / stage / "-".join(str(part) for part in (arm, seed) if part is not None)
 
 # %% ../nbs/03_stage.ipynb #e43fb8b9
 def strip(notebook):

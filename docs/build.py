@@ -18,10 +18,10 @@ SOURCE, SITE = HOME / "_docs" / "source", HOME / "_docs" / "html"
 CHAPTERS = {
     "The method": ["diffusion/schedule", "diffusion/face", "diffusion/kinds", "diffusion/teacher", "diffusion/ode", "diffusion/standins", "diffusion/train", "diffusion/recipes",
                    "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/select", "clarid/controls", "clarid/directions", "clarid/store"],
-    "Students": ["cadistill/students", "cadistill/losses", "cadistill/train"],
+    "Students": ["cadistill/students", "cadistill/losses", "cadistill/train", "cadistill/rivals", "cadistill/extra", "cadistill/tune"],
     "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics"],
     "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report", "05_sources", "06_cost"],
-    "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "student", "evaluate", "report")],
+    "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "extra", "tune", "student", "evaluate", "report")],
 }
 OTHERS = sorted(p for p in (HOME / "docs" / "results").glob("*") if p.is_dir())  # reports of other data sets, committed
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)

@@ -60,13 +60,14 @@ def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, 
 
 
 @pytest.mark.parametrize("lost, stage, said", [
-    ("runs/clareps/shards/shard-00001.safetensors", ("student", "--arm", "cadistill", "--seed", "0"), ("has lost shard-00001.safetensors", "dvc checkout")),
+    ("runs/clareps/shards/shard-00001.safetensors", ("extra", "--arm", "cadistill"), ("has lost shard-00001.safetensors", "dvc checkout")),
     ("runs/teacher/model/unet/diffusion_pytorch_model.safetensors", ("clareps",), ("runs/teacher/model is damaged or incomplete", "dvc repro -f teacher")),
     ("data/prepared/splits", ("teacher",), ("train.safetensors is missing", "dvc repro data")),
+    ("runs/extra/cadistill/tensors.safetensors", ("student", "--arm", "cadistill", "--seed", "0"), ("tensors.safetensors is missing", "dvc repro extra@cadistill")),
     ("runs/student/ce-0/student.safetensors", ("evaluate", "--arm", "ce", "--seed", "0"), ("student.safetensors is missing",)),
 ])
 def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, said):
-    outputs = smoke / "runs" / (f"{stage[0]}/{stage[2]}-{stage[4]}" if len(stage) > 1 else stage[0])
+    outputs = smoke / "runs" / stage[0] / "-".join(stage[2::2])
     before = sorted(outputs.rglob("*"))
     with without(smoke / lost):
         refused(run("python", "-m", "clarep.stage", *stage), *said, f"stage {stage[0]} failed", ".scratch/executed")
@@ -79,7 +80,7 @@ def test_a_truncated_shard_is_named(smoke, run):
     try:
         shard.unlink()
         shard.write_bytes(whole[: len(whole) // 2])
-        refused(run("python", "-m", "clarep.stage", "student", "--arm", "cadistill", "--seed", "0"), "shard-00000.safetensors is damaged or cut short", "dvc repro -f clareps")
+        refused(run("python", "-m", "clarep.stage", "extra", "--arm", "cadistill"), "shard-00000.safetensors is damaged or cut short", "dvc repro -f clareps")
     finally:
         shard.write_bytes(whole)
 

@@ -59,7 +59,7 @@ def test_knobs_that_params_leave_open_are_those_that_were_chosen(smoke):
 def test_every_stage_notes_its_seconds_and_does_the_work_that_was_counted(smoke):
     p, choice, cost = load_params(smoke / "params.yaml"), *(json.loads((smoke / f"runs/{f}.json").read_text()) for f in ("select/choice", "clareps/cost"))
     took = spent(smoke, p)
-    assert set(took.index) == set(STAGES) - {"report"} and (took.seconds > 0).all() and took.runs["student"] == 4
+    assert set(took.index) == set(STAGES) - {"report"} and (took.seconds > 0).all() and took.runs["student"] == 4 and took.runs["tune"] == 2
     counted = clareps_work(p, settled(p, chosen(p, choice)), 1, 1)["clareps"]
     assert counted.count("evaluation") == cost["teacher_evals"] and cost["jacobian_products"] >= 2 * counted.directions
     report = (smoke / "runs/report/report.md").read_text()
@@ -110,7 +110,7 @@ def test_saving_a_stage_notebook_for_its_outputs_reruns_only_the_strip_stage(smo
 
 def test_another_k_reruns_clareps_and_what_follows_and_the_way_back_is_free(run):
     there = run("dvc", "exp", "run", "-S", "clareps.k=4", "evaluate@cadistill-0")
-    assert ran(there) == {"prepare", "clareps", "student@cadistill-0", "evaluate@cadistill-0"}
+    assert ran(there) == {"prepare", "clareps", "extra@cadistill", "tune@cadistill", "student@cadistill-0", "evaluate@cadistill-0"}
     assert ran(run("dvc", "exp", "run", "-S", "clareps.k=8")) <= {"report"}
 
 
@@ -136,7 +136,7 @@ def test_same_seed_in_a_clean_copy_gives_the_same_metrics(smoke, tmp_path):
     for command in (("python", "-m", "clarep.params", "smoke"), ("dvc", "repro", "student@cadistill-0")):
         done = run_in(other, *command)
         assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("runs/teacher/metrics.json", "runs/clareps/metrics.json", "runs/student/cadistill-0/metrics.json"):
+    for name in ("runs/teacher/metrics.json", "runs/clareps/metrics.json", "runs/tune/cadistill/metrics.json", "runs/student/cadistill-0/metrics.json"):
         assert (other / name).read_bytes() == (smoke / name).read_bytes()
     assert fingerprint(other / "runs/clareps/shards") == fingerprint(smoke / "runs/clareps/shards")
     assert fingerprint(other / "runs/clareps/clareps.ipynb") == fingerprint(smoke / "runs/clareps/clareps.ipynb")
