@@ -6,17 +6,18 @@
 __all__ = ['UNITS', 'WIDEST', 'COARSE', 'SHOWN', 'METHODS', 'FEW', 'START', 'RUN', 'Task', 'Search', 'Work', 'do', 'total',
            'Knobs', 'chosen', 'settled', 'n_classes', 'known', 'inversion', 'image_bytes', 'checkpoints', 'data_work',
            'teacher_work', 'judge_work', 'sweep_work', 'clarid_work', 'select_work', 'n_clareps', 'clareps_work',
-           'representation_work', 'removed_work', 'judged_work', 'directions_work', 'student_work', 'evaluate_work',
-           'work', 'runs', 'teacher_of', 'flops_of', 'Price', 'Bench', 'seconds_of', 'latents', 'evaluation_price',
-           'teacher_step_price', 'search_price', 'block_seconds', 'affordable', 'product_flops', 'some_images',
-           'student_step_price', 'classification_price', 'attack_step_price', 'features_of', 'image_price',
-           'start_price', 'price', 'counted', 'estimate', 'spent', 'price_table', 'told', 'as_prepared', 'what_it_cost',
-           'asked_for', 'main']
+           'representation_work', 'removed_work', 'judged_work', 'directions_work', 'n_read', 'extra_work', 'tune_work',
+           'trained_work', 'student_work', 'evaluate_work', 'work', 'runs', 'cells', 'teacher_of', 'flops_of', 'Price',
+           'Bench', 'seconds_of', 'latents', 'evaluation_price', 'teacher_step_price', 'search_price', 'block_seconds',
+           'affordable', 'product_flops', 'some_images', 'network', 'module_of', 'images_a_step', 'student_step_price',
+           'classification_price', 'attack_step_price', 'features_of', 'image_price', 'start_price', 'price', 'counted',
+           'estimate', 'spent', 'price_table', 'told', 'as_prepared', 'what_it_cost', 'asked_for', 'main']
 
-# %% ../nbs/06_cost.ipynb #413ef1bb
+# %% ../nbs/06_cost.ipynb #90109235
 import contextlib
 import io
 import os
+import math
 import subprocess
 import sys
 import tempfile
@@ -29,11 +30,12 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .cadistill.losses import CaDistillLoss
-from .cadistill.students import SmallCNN, predict
-from .cadistill.train import Canonical, train_student
+from .cadistill.rivals import ARMS, Sizes, defaults
+from .cadistill.students import build_student, predict
+from .cadistill.train import How, train_student
 from .clarid.jacobian import Products, right_singular_vectors, twice_differentiable
 from .data import DIGITS, VARIANTS, Images, digits_on_photos
 from .diffusion.kinds import TextTeacher
@@ -174,19 +176,19 @@ def teacher_work(p: Params) -> Work:
     return (do(t.train_steps if t.checkpoint is None else 0, "teacher step", t.batch_size) + do(progress * each, "evaluation", min(100, t.n_progress)) + do(last * each, "evaluation", min(100, last))
             + Work(bytes=image_bytes(p, progress)))
 
-# %% ../nbs/06_cost.ipynb #119dcaba
+# %% ../nbs/06_cost.ipynb #66f48b00
 def judge_work(p: Params, n: int, epochs: int) -> Work:
     "Training of `n` judges."
     images = p.data.n_probe if known(p) else p.data.n_train
     batch = min(128, images)
-    return do(n * epochs * (images // batch), "student step", batch, 32, 0)
+    return do(n * epochs * (images // batch), "student step", batch, "judge")
 
 
 def sweep_work(p: Params, n: int, steps: int) -> Work:
     "The sweep of stage `select` over `n` images, and its verdicts."
     s = p.select
     settings, batch = len(s.t_es) * (1 + len(s.layers) * len(s.ks)), min(100, n)
-    return (do(len(s.t_es) * n * inversion(p, steps), "evaluation", batch) + do(settings * n * steps, "evaluation", n) + do(settings * 2 * (1 + known(p)) * n, "classification", n, 32)
+    return (do(len(s.t_es) * n * inversion(p, steps), "evaluation", batch) + do(settings * n * steps, "evaluation", n) + do(settings * 2 * (1 + known(p)) * n, "classification", n, "judge")
             + total(do(len(s.t_es) * n, "search", batch, Search(layer, max(s.ks), **COARSE)) for layer in s.layers))
 
 
@@ -201,13 +203,13 @@ def select_work(p: Params, by_select: Knobs) -> Work:
     s = p.select
     n = min(s.n_images, p.data.n_validation)
     again = (clarid_work(p, n, by_select._replace(guidance=g), s.num_inference_steps, n, **COARSE) for g in s.guidance_scales)
-    return judge_work(p, 1 + known(p), s.probe_epochs) + sweep_work(p, n, s.num_inference_steps) + total(again) + do(len(s.guidance_scales) * n, "classification", n, 32)
+    return judge_work(p, 1 + known(p), s.probe_epochs) + sweep_work(p, n, s.num_inference_steps) + total(again) + do(len(s.guidance_scales) * n, "classification", n, "judge")
 
-# %% ../nbs/06_cost.ipynb #3f095d88
-def n_clareps(p: Params) -> int:
-    "CLAReps: a share of every class, at least one each."
+# %% ../nbs/06_cost.ipynb #ac33629f
+def n_clareps(p: Params, fraction: float | None = None) -> int:
+    "CLAReps, or another fraction of the training images: a share of every class, at least one each."
     n, c = p.data.n_train, n_classes(p)
-    return sum(max(1, int(p.clareps.fraction * (n // c + (i < n % c)))) for i in range(c))
+    return sum(max(1, int((fraction or p.clareps.fraction) * (n // c + (i < n % c)))) for i in range(c))
 
 
 def clareps_work(
@@ -222,7 +224,7 @@ def clareps_work(
     rows = (clarid_work(p, min(n_classes(p), SHOWN), knobs._replace(k=0, guidance=g), c.num_inference_steps, min(n_classes(p), SHOWN), c.tol, c.energy) for g in (1.0, knobs.guidance))
     return {"clareps": clarid_work(p, n, knobs, c.num_inference_steps, min(c.batch_size, n), c.tol, c.energy) + Work(bytes=n * each), "gallery": total(rows)}
 
-# %% ../nbs/06_cost.ipynb #ce394c8b
+# %% ../nbs/06_cost.ipynb #13956cf1
 METHODS, FEW = 11, 4 # of `everything`; of those that are also decoded half guided and under a wrong class
 
 
@@ -260,9 +262,9 @@ def judged_work(p: Params, knobs: Knobs, n: int, n_ks: int) -> Work:
         return n * (many * evaluations(steps, w) + few * evaluations(last, w))
     evals = decoded(left, 1, 0.0) + decoded(FEW, 0, 0.5) + decoded(at_k, 1, knobs.guidance) + decoded(FEW, 0, knobs.guidance) + 2 * at_k * n
     seen = r.n_seeds * n * ((1 + known(p)) * (left + 1 + FEW + at_k + 1) + (2 + known(p)) * FEW + 4 * (1 + known(p)))
-    return do(evals, "evaluation", n) + do(seen, "classification", n, 32) + do(2 * at_k * r.n_seeds, "clusters", n) + do(2 * (1 + known(p)) * at_k, "probe", n)
+    return do(evals, "evaluation", n) + do(seen, "classification", n, "judge") + do(2 * at_k * r.n_seeds, "clusters", n) + do(2 * (1 + known(p)) * at_k, "probe", n)
 
-# %% ../nbs/06_cost.ipynb #87d15876
+# %% ../nbs/06_cost.ipynb #dbde0c47
 def directions_work(p: Params, knobs: Knobs) -> Work:
     "Directions of held-out images, walks along some, features, and the images of the medoids decoded again."
     d, c, steps = p.directions, min(n_classes(p), SHOWN), p.clareps.num_inference_steps
@@ -272,17 +274,44 @@ def directions_work(p: Params, knobs: Knobs) -> Work:
             + do(d.n_medoids * c * (inversion(p, steps) + evaluations(steps, knobs.guidance)), "evaluation", d.n_medoids * c))
 
 
+def n_read(p: Params, arm: str) -> int:
+    "Images that an arm reads beside the training images: a share of every class, at least one each."
+    return n_clareps(p, ARMS[arm].fraction or p.extra.fraction)
+
+
+def extra_work(p: Params, knobs: Knobs, arm: str) -> Work:
+    "What the teacher does for an arm; CLAReps are there already."
+    reads, n, c = ARMS[arm].reads, n_read(p, arm), p.clareps
+    each = {"synth": evaluations(p.extra.num_sample_steps, knobs.guidance), "raw": inversion(p, c.num_inference_steps) + 1}.get(reads, inversion(p, c.num_inference_steps) + 1 + evaluations(c.num_inference_steps, knobs.guidance))
+    trained = student_work(p, "ce") if reads == "classifier" or ARMS[arm].chooser == "confident" else Work()
+    if reads == "activations":
+        return do(p.data.n_train * len(ARMS[arm].space["t"]), "evaluation", 100)
+    return trained + (do(n * each, "evaluation", n) + Work(bytes=image_bytes(p, n)) if reads in ("synth", "raw", "guided", "random") else Work())
+
+
+def tune_work(p: Params, arm: str) -> Work:
+    "The trials of an arm, each judged on validation images."
+    t, n = p.tune, min(p.tune.n_images, p.data.n_validation)
+    fixed = {name for name in ARMS[arm].space if getattr(t, name, None) is not None}
+    size = math.prod(len(values) for name, values in ARMS[arm].space.items() if name not in fixed)
+    judged = do((1 + known(p)) * p.data.n_validation + n, "classification", 500, "student") + do(n * t.attack_steps, "attack step", min(250, n))
+    return (trained_work(p, arm, t.trial_epochs) + judged) * (min(t.trials, size) if size > 1 else 0)
+
+
+def trained_work(p: Params, arm: str, epochs: int) -> Work:
+    "The training of one student."
+    return do(epochs * (p.data.n_train // p.student.batch_size), "student step", p.student.batch_size, arm)
+
+
 def student_work(p: Params, arm: str) -> Work:
-    "One student with one seed; every arm but plain cross-entropy sees Canonical Samples too."
-    s = p.student
-    canonical = 0 if arm == "ce" else min(s.canonical_batch_size, n_clareps(p))
-    return do(s.epochs * (p.data.n_train // s.batch_size), "student step", s.batch_size, s.width, canonical) + do(p.data.n_validation, "classification", 500, s.width)
+    "One student with one seed."
+    return trained_work(p, arm, p.student.epochs) + do(p.data.n_validation, "classification", 500, "student")
 
 
 def evaluate_work(p: Params) -> Work:
     "One student on every test set, and under attack."
     n, e = min(p.evaluate.n_attack, p.data.n_test), p.evaluate
-    return do((len(VARIANTS) if known(p) else 1) * p.data.n_test + n, "classification", 500, p.student.width) + do(n * e.pgd_steps, "attack step", min(250, n), p.student.width)
+    return do((len(VARIANTS) if known(p) else 1) * p.data.n_test + n, "classification", 500, "student") + do(n * e.pgd_steps, "attack step", min(250, n))
 
 
 def work(
@@ -294,14 +323,22 @@ def work(
     knobs, seeds = settled(p, by_select), len(p.compare.seeds)
     channels, latent = teacher.layers()[p.clareps.feature_layer][0], torch.Size(teacher.latent_shape).numel()
     found = {"data": data_work(p), "teacher": teacher_work(p), "select": select_work(p, by_select), "clareps": total(clareps_work(p, knobs, channels, latent).values()),
-             "representation": representation_work(p, knobs), "directions": directions_work(p, knobs), "student": total(student_work(p, arm) for arm in p.compare.arms) * seeds,
+             "representation": representation_work(p, knobs), "directions": directions_work(p, knobs), "extra": total(extra_work(p, knobs, arm) for arm in p.compare.arms),
+             "tune": total(tune_work(p, arm) for arm in p.compare.arms), "student": total(student_work(p, arm) for arm in p.compare.arms) * seeds,
              "evaluate": evaluate_work(p) * len(p.compare.arms) * seeds, "report": Work()}
     return {stage: found[stage] + do(runs(p, stage), "start") for stage in STAGES}
 
 
 def runs(p: Params, stage: str) -> int:
-    "How often a stage runs: once, or for every arm and seed."
-    return len(p.compare.arms) * len(p.compare.seeds) if stage in ("student", "evaluate") else 1
+    "How often a stage runs: once, for every arm, or for every arm and seed."
+    return len(cells(p, stage))
+
+
+def cells(p: Params, stage: str) -> list[tuple[str | None, int | None]]: # arm, seed
+    "The runs of a stage."
+    if stage in ("student", "evaluate"):
+        return [(arm, seed) for arm in p.compare.arms for seed in p.compare.seeds]
+    return [(arm, None) for arm in p.compare.arms] if stage in ("extra", "tune") else [(None, None)]
 
 # %% ../nbs/06_cost.ipynb #b8d1c217
 def teacher_of(p: Params, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
@@ -434,38 +471,57 @@ def product_flops(ghost: Teacher, layer: str) -> float:
         jvp = flops_of(lambda: torch.autograd.grad(back[0], u, torch.ones_like(x)))
     return (vjp + jvp) / 2
 
-# %% ../nbs/06_cost.ipynb #9857f0d8
+# %% ../nbs/06_cost.ipynb #a30adf5b
 def some_images(p: Params, n: int) -> Images:
     "Noise that looks like data."
     shape = n, p.data.size, p.data.size, 3
     return Images(torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), torch.arange(n) % n_classes(p), [str(i) for i in range(n_classes(p))])
 
 
-def student_step_price(bench: Bench, batch: int, width: int, canonical: int) -> Price:
-    "One gradient step of a student or judge."
-    p, s, steps, device = bench.p, bench.p.student, 4, bench.teacher.device
-    data, x = some_images(p, steps * batch), torch.rand(max(4, canonical), 3, p.data.size, p.data.size) * 2 - 1
-    reads = dict(canonical=Canonical(x, torch.arange(len(x)) % n_classes(p), torch.randn(len(x), 64)), loss=CaDistillLoss(s.temperature, s.a_align, s.a_cano, s.a_dist), canonical_batch_size=canonical) if canonical else {}
-    net, shadow = SmallCNN(n_classes(p), width).to(device), SmallCNN(n_classes(p), width).to("meta")
+def network(p: Params, who: str) -> nn.Module:
+    "A fresh judge, or a student."
+    return build_student(*(("small-cnn", n_classes(p), 32) if who == "judge" else (p.student.model, n_classes(p), p.student.width)), p.data.size)
+
+
+def module_of(bench: Bench, arm: str, n: int) -> nn.Module:
+    "An arm's module with made-up tensors, for `n` training images."
+    p, net = bench.p, network(bench.p, "student")
+    read = some_images(p, max(8, min(p.student.canonical_batch_size, n_read(p, arm))))
+    q = bench.ghost.layers()[p.clareps.feature_layer][0]
+    tensors = {"classifier": net.state_dict(), "activations": {f"share {t}": torch.randn(n, q) for t in ARMS[arm].space.get("t", [])}}.get(ARMS[arm].reads, {"images": read.images, "labels": read.labels, "features": torch.randn(len(read), q)})
+    return ARMS[arm].build(tensors, defaults(ARMS[arm].space), Sizes(len(read), net.head.in_features, lambda: network(p, "student"))).to(bench.teacher.device)
+
+
+def images_a_step(p: Params, batch: int, who: str) -> int:
+    "Images that go through a student or judge, forth and back, in one step."
+    if who == "judge" or ARMS[who].reads in ("nothing", "classifier", "activations"):
+        return batch
+    return min(p.student.canonical_batch_size, n_read(p, who)) + (0 if who == "canonical-only" else batch)
+
+
+def student_step_price(bench: Bench, batch: int, who: str) -> Price:
+    "One gradient step of a judge, or of an arm's student."
+    p, s, steps = bench.p, bench.p.student, 4
+    data, net, shadow = some_images(p, steps * batch), network(p, who).to(bench.teacher.device), network(p, who).to("meta")
+    more = {} if who == "judge" else dict(arm=module_of(bench, who, len(data)), how=How(s.precision, s.compile, s.channels_last, s.accumulate))
     def train():
         with contextlib.redirect_stderr(io.StringIO()):
-            train_student(net, data, epochs=1, batch_size=batch, learning_rate=1e-3, weight_decay=0.05, seed=0, **reads)
-    return Price(bench.seconds(train) / steps, flops_of(lambda: shadow(x[:1].to("meta").expand(batch + canonical, -1, -1, -1)).sum().backward()))
+            train_student(net, data, epochs=1, batch_size=batch, learning_rate=1e-3, weight_decay=0.05, seed=0, **more)
+    x = torch.empty(images_a_step(p, batch, who), 3, p.data.size, p.data.size, device="meta")
+    return Price(bench.seconds(train) / steps, flops_of(lambda: shadow(x).sum().backward()))
 
 
-def classification_price(bench: Bench, batch: int, width: int) -> Price:
+def classification_price(bench: Bench, batch: int, who: str) -> Price:
     "One image named by a student or judge."
-    p, x = bench.p, torch.zeros(batch, 3, bench.p.data.size, bench.p.data.size)
-    net, shadow = SmallCNN(n_classes(p), width).to(bench.teacher.device), SmallCNN(n_classes(p), width).to("meta")
+    x, net, shadow = torch.zeros(batch, 3, bench.p.data.size, bench.p.data.size), network(bench.p, who).to(bench.teacher.device), network(bench.p, who).to("meta").eval()
     return Price(bench.seconds(lambda: predict(net, x)) / batch, flops_of(lambda: shadow(x[:1].to("meta"))))
 
 
-def attack_step_price(bench: Bench, batch: int, width: int) -> Price:
+def attack_step_price(bench: Bench, batch: int) -> Price:
     "One step of PGD on one image."
     p, e, steps = bench.p, bench.p.evaluate, 3
     x, y, generator = torch.zeros(batch, 3, p.data.size, p.data.size, device=bench.teacher.device), torch.zeros(batch, dtype=torch.long, device=bench.teacher.device), torch.Generator()
-    net, shadow = SmallCNN(n_classes(p), width).to(bench.teacher.device).eval(), SmallCNN(n_classes(p), width).to("meta")
-    ghost = x[:1].to("meta").requires_grad_()
+    net, shadow, ghost = network(p, "student").to(bench.teacher.device).eval(), network(p, "student").to("meta").eval(), x[:1].to("meta").requires_grad_()
     return Price(bench.seconds(lambda: pgd_linf(net, x, y, e.pgd_eps_255, e.pgd_step_255, steps, generator)) / steps / batch, flops_of(lambda: shadow(ghost).sum().backward()))
 
 
@@ -528,7 +584,7 @@ def estimate(works: dict[str, Work], prices: dict[Task, Price]) -> pd.DataFrame:
     return counted(works).assign(products=[summed(w, "products") for w in works.values()], tflops=[summed(w, "flops") / 1e12 for w in works.values()],
                                  seconds=[summed(w, "seconds") for w in works.values()])
 
-# %% ../nbs/06_cost.ipynb #17cdf901
+# %% ../nbs/06_cost.ipynb #08df0787
 def spent(
     home: str | Path, # of the project
     p: Params,        # only the arms and seeds that it names are read
@@ -536,8 +592,7 @@ def spent(
     "What every stage took, as it was measured while it ran; a stage of which a run is missing is left out."
     found = {}
     for stage in STAGES:
-        cells = [(a, s) for a in p.compare.arms for s in p.compare.seeds] if runs(p, stage) > 1 or stage in ("student", "evaluate") else [(None, None)]
-        files = [Path(home) / out_folder(stage, *cell) / "cost.json" for cell in cells]
+        files = [Path(home) / out_folder(stage, *cell) / "cost.json" for cell in cells(p, stage)]
         seconds = [load_json(f).get("stage_seconds") for f in files if f.is_file()]
         if len(seconds) == len(files) and None not in seconds:
             found[stage] = {"runs": len(seconds), "seconds": sum(seconds)}

@@ -52,7 +52,7 @@ def align_loss(
     "Each training image is pulled to its class's Canonical Samples and away from the others'."
     return contrast(z, labels, canonical.detach(), canonical_labels, temperature)
 
-# %% ../../nbs/cadistill/losses.ipynb #280e1c9d
+# %% ../../nbs/cadistill/losses.ipynb #2bdc3097
 def hsic(K: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
     "Unbiased HSIC of two Gram matrices `n n` (Song et al. 2012, Eq. 5); needs n of 4 or more."
     n = len(K)
@@ -67,8 +67,10 @@ def cka(
     "Linear centred kernel alignment with the unbiased estimator (Kornblith et al. 2019); raises `ValueError` below 4 samples."
     if len(a) != len(b) or len(a) < 4:
         raise ValueError(f"CKA compares features of the same 4 or more samples; got {len(a)} and {len(b)}")
-    K, L = ((x - x.mean(0)) @ (x - x.mean(0)).mT for x in (a, b))
-    return hsic(K, L) / (hsic(K, K) * hsic(L, L)).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
+    a, b = (x if x.dtype == torch.float64 else x.float() for x in (a, b))
+    with torch.autocast(a.device.type, enabled=False):  # differences of large sums: half precision would leave nothing
+        K, L = ((x - x.mean(0)) @ (x - x.mean(0)).mT for x in (a, b))
+        return hsic(K, L) / (hsic(K, K) * hsic(L, L)).clamp(min=torch.finfo(a.dtype).tiny).sqrt()
 
 # %% ../../nbs/cadistill/losses.ipynb #220d3d07
 @dataclass(frozen=True)
