@@ -60,7 +60,7 @@ def cifar_stem(resnet: nn.Module) -> None:
     nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
     resnet.maxpool = nn.Identity()
 
-# %% ../../nbs/cadistill/students.ipynb #5a5eaf92
+# %% ../../nbs/cadistill/students.ipynb #19ccc0f8
 def timm_body(
     name: str,       # as timm knows it
     image_size: int, # pixels a side
@@ -88,7 +88,7 @@ def count_features(body: nn.Module, name: str, image_size: int) -> int:
         raise ValueError(f"{name} puts out features of shape {tuple(out.shape)}, not one row an image; choose another student.model")
     return out.shape[1]
 
-
+# %% ../../nbs/cadistill/students.ipynb #8a37496c
 class TimmStudent(nn.Module):
     "A network of timm's under a linear head; takes images in [-1, 1], `b 3 h w`; raises `ValueError` for an unknown name or an unfit size."
 

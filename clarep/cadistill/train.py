@@ -80,7 +80,7 @@ def prepared(student: nn.Module, how: How) -> Iterator[None]:
             student.to(memory_format=torch.contiguous_format)
         student.eval()
 
-# %% ../../nbs/cadistill/train.ipynb #d07109d9
+# %% ../../nbs/cadistill/train.ipynb #d69e15f0
 class Run:
     "A student's training: what changes from step to step, and how to save it and go on from it."
 
@@ -103,10 +103,10 @@ class Run:
 
     def save(self, path: Path) -> None:
         "Write the state."
-        moments = {f"{i}.{k}": v for i, s in self.optimizer.state_dict()["state"].items() for k, v in s.items()}
+        moments = {f"moments.{i}": kept for i, kept in self.optimizer.state_dict()["state"].items()}
         streams = {name: generator.get_state() for name, generator in self.streams.items()}
-        parts = {"student": self.student.state_dict(), "arm": self.arm.state_dict(), "moments": moments, "streams": streams}
-        save_tensors(path, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()},
+        parts = {"student": self.student.state_dict(), "arm": self.arm.state_dict(), "streams": streams, **moments}
+        save_tensors(path, {f"{part}/{name}": v for part, tensors in parts.items() for name, v in tensors.items()},
                      history=[[*terms.items()] for terms in self.history], step=self.schedule.last_epoch)
 
     def load(self, path: Path) -> None:
@@ -118,10 +118,7 @@ class Run:
             parts.setdefault(part, {})[name] = value
         self.student.load_state_dict(parts["student"])
         self.arm.load_state_dict(parts["arm"])
-        moments: dict[int, dict] = {}
-        for key, value in parts["moments"].items():
-            i, name = key.split(".")
-            moments.setdefault(int(i), {})[name] = value
+        moments = {int(part.removeprefix("moments.")): kept for part, kept in parts.items() if part.startswith("moments.")}
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         for p, kept in self.optimizer.state.items():
             kept.update({name: torch.empty_like(p).copy_(v) for name, v in kept.items() if name != "step"})
@@ -155,7 +152,7 @@ def gradient_step(
     run.schedule.step()
     return means
 
-# %% ../../nbs/cadistill/train.ipynb #d771ff09
+# %% ../../nbs/cadistill/train.ipynb #76021121
 def train_epoch(run: Run, data: Images, batch_size: int, how: How, bar: tqdm) -> dict[str, float]: # mean of each term
     "Every image at most once, in random order and whole batches."
     steps, sums = len(data) // batch_size, {}
@@ -168,7 +165,7 @@ def train_epoch(run: Run, data: Images, batch_size: int, how: How, bar: tqdm) ->
         bar.update()
     return sums
 
-
+# %% ../../nbs/cadistill/train.ipynb #d4f0b27b
 def train_student(
     student: nn.Module,   # with `features` and `head`; trained in place
     data: Images,
