@@ -22,6 +22,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'clarep.cadistill.losses.cka': ('cadistill/losses.html#cka', 'clarep/cadistill/losses.py'),
                                          'clarep.cadistill.losses.contrast': ( 'cadistill/losses.html#contrast',
                                                                                'clarep/cadistill/losses.py'),
+                                         'clarep.cadistill.losses.exact': ('cadistill/losses.html#exact', 'clarep/cadistill/losses.py'),
                                          'clarep.cadistill.losses.hsic': ('cadistill/losses.html#hsic', 'clarep/cadistill/losses.py')},
             'clarep.cadistill.rivals': { 'clarep.cadistill.rivals.Beside': ('cadistill/rivals.html#beside', 'clarep/cadistill/rivals.py'),
                                          'clarep.cadistill.rivals.Beside.__init__': ( 'cadistill/rivals.html#beside.__init__',
