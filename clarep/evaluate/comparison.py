@@ -211,10 +211,10 @@ def differences_table(
     tables = [markdown([f"minus `{told.rival.iloc[0]}`", *map(name_of, part)], [[f"`{a}`", *(cell[a, m] for m in part)] for a in dict.fromkeys(told.arm)]) for part in _in_parts(list(dict.fromkeys(told.metric)))]
     return "\n\n".join(tables) + f"\n\n▲ better, ▼ worse: the interval leaves zero out. {trust(told)} Bold: below 0.05 after Holm's correction."
 
-# %% ../../nbs/evaluate/comparison.ipynb #c2ea4d82
+# %% ../../nbs/evaluate/comparison.ipynb #05060408
 def far(
     means: pd.Series,    # arm: mean
-    few: int = 8,        # arms: none of so few is left out
+    few: int = 5,        # arms: none of so few is left out
 ) -> dict[str, str]:     # arm: "below" or "above"
     "The lowest and the highest of many arms, where one alone takes more than half of the range: drawn to scale, it would hide all others' differences."
     found, means = {}, means.sort_values()
@@ -357,7 +357,7 @@ def pareto(
     beaten = [((cost <= cost[a]) & (value >= value[a]) & ((cost < cost[a]) | (value > value[a]))).any() for a in cost.index]
     return list(cost[~np.array(beaten)].sort_values(kind="stable").index)
 
-# %% ../../nbs/evaluate/comparison.ipynb #a817f7b5
+# %% ../../nbs/evaluate/comparison.ipynb #4df4b11d
 def _cost_panel(ax: Axes, cost: pd.Series, mean: pd.Series, half: pd.Series, asks: pd.Series) -> None:
     best, low = pareto(cost, mean), [a for a, where in far(mean).items() if where == "below"]
     for arm in cost.index:
@@ -383,7 +383,7 @@ def _names_beside(ax: Axes, x: pd.Series, y: pd.Series, bold: list[str]) -> None
     slots = np.minimum(slots, 1 - steps[::-1])
     for name, slot in zip(names, slots):
         ax.annotate(name, (x[name], y[name]), (1.04, slot), textcoords="axes fraction", va="center", fontsize=7, annotation_clip=False, color="#0072B2" if name in bold else "0.3",
-                    arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.5, "shrinkA": 0, "shrinkB": 3})
+                    arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)})
 
 # %% ../../nbs/evaluate/comparison.ipynb #33d521bf
 PAID = {"seconds": "seconds in all: once, search, one student", "evals": "teacher evaluations: once and for one student"}
