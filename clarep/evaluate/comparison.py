@@ -224,7 +224,7 @@ def far(
             found[means.index[end]], means = where, rest
     return found
 
-# %% ../../nbs/evaluate/comparison.ipynb #d3c4648e
+# %% ../../nbs/evaluate/comparison.ipynb #396f6e71
 STANDING = {"better": ("#0072B2", "^"), "worse": ("#D55E00", "v"), "not told apart": ("#7f7f7f", "o")}
 
 
@@ -242,7 +242,7 @@ def results_figure(
     fig, axes = plt.subplots(lines, columns, figsize=(1.3 + 2.5 * columns, lines * (0.85 + 0.21 * len(arms)) + 0.35), sharey=True, squeeze=False, layout="constrained")
     for ax, metric in zip(axes.flat, metrics):
         part = found[found.metric == metric].set_index("arm")
-        away = far(part["mean"])
+        away = {a: where for a, where in far(part["mean"]).items() if a != baseline}
         stands = [_row(ax, y, part.loc[arm], part.loc[baseline], runs[(runs.arm == arm) & (runs.metric == metric)].value, away.get(arm)) for y, arm in enumerate(arms)]
         ax.axvline(part.loc[baseline, "mean"], color="0.6", lw=0.8, zorder=0), ax.xaxis.set_major_locator(plt.MaxNLocator(4))
         ax.set_title(f"{name_of(metric)}: {stands.count('better')} better, {stands.count('worse')} worse of {len(arms) - 1}", fontsize=9)
@@ -264,7 +264,7 @@ def _row(ax: Axes, y: int, own: pd.Series, base: pd.Series, seeds: pd.Series, aw
         x, side, text = (0.02, "left", f"◂ {own['mean']:.3f}") if away == "below" else (0.98, "right", f"{own['mean']:.3f} ▸")
         ax.text(x, y, text, color=colour, fontsize=8, va="center", ha=side, transform=ax.get_yaxis_transform())
         return stands
-    ax.plot(seeds, [y] * len(seeds), "o", color=colour, ms=3, alpha=0.4, mec="none")
+    ax.plot(seeds, [y - 0.25] * len(seeds), "o", color=colour, ms=3, alpha=0.5, mec="none")
     ax.plot(own["mean"], y, marker, color=colour, ms=5.5, mfc="white" if stands == "not told apart" else colour)
     if not is_base and np.isfinite(own.difference_half):
         ax.errorbar(base["mean"] + own.difference, y, xerr=own.difference_half, color=colour, capsize=2, lw=1.2, zorder=1)
@@ -385,7 +385,7 @@ def _names_beside(ax: Axes, x: pd.Series, y: pd.Series, bold: list[str]) -> None
         ax.annotate(name, (x[name], y[name]), (1.04, slot), textcoords="axes fraction", va="center", fontsize=7, annotation_clip=False, color="#0072B2" if name in bold else "0.3",
                     arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)})
 
-# %% ../../nbs/evaluate/comparison.ipynb #33d521bf
+# %% ../../nbs/evaluate/comparison.ipynb #3e8473ef
 PAID = {"seconds": "seconds in all: once, search, one student", "evals": "teacher evaluations: once and for one student"}
 
 
@@ -422,7 +422,7 @@ def cost_caption(
     named = {key: ", ".join(f"`{a}`" for a in arms) for key, arms in best.items()}
     said = [f"{_start(name_of(m))}: {named[m, 'seconds']} by seconds; {named[m, 'evals']} by teacher evaluations." for m in tests]
     ours = [name_of(m) for m in tests if OWN in best[m, "seconds"]]
-    said += [f"By seconds, `{OWN}` is one of them for {' and '.join(ours) or 'neither'}."] if OWN in paid.index else []
+    said += [f"By seconds, `{OWN}` is " + (f"one of them for {' and '.join(ours)}." if ours else "none of them.")] if OWN in paid.index else []
     return "Arms that no other matches at less cost, by their means. " + " ".join(said) + " Bars are 95 % intervals of the mean; the teacher's own training and the choice of its knobs, which arms share, are not counted."
 
 # %% ../../nbs/evaluate/comparison.ipynb #f52a8ad3
