@@ -19,7 +19,7 @@ CHAPTERS = {
     "The method": ["diffusion/schedule", "diffusion/face", "diffusion/kinds", "diffusion/teacher", "diffusion/ode", "diffusion/standins", "diffusion/train", "diffusion/recipes",
                    "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/select", "clarid/controls", "clarid/directions", "clarid/store"],
     "Students": ["cadistill/students", "cadistill/losses", "cadistill/train", "cadistill/rivals", "cadistill/extra", "cadistill/tune"],
-    "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics"],
+    "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics", "evaluate/comparison"],
     "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report", "05_sources", "06_cost"],
     "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "extra", "tune", "student", "evaluate", "report")],
 }
@@ -96,11 +96,11 @@ def write_sources() -> None:
     (SOURCE / "api.md").write_text(api_page(library), encoding="utf-8")
     for report, page in [(HOME / "runs" / "report", "results"), *((p, f"results-{p.name}") for p in OTHERS)]:
         text = (report / "report.md").read_text(encoding="utf-8") if (report / "report.md").is_file() else "# Results\n\n`dvc repro` makes them.\n"
-        text = re.sub(r"\[results\.csv\]\(results\.csv\)", f"`{(report / 'results.csv').relative_to(HOME)}`", text)
+        text = re.sub(r"\[(\w+\.csv)\]\(\1\)", lambda m: f"`{(report / m[1]).relative_to(HOME)}`", text)  # noqa: B023
         (SOURCE / page).mkdir(exist_ok=True)
-        for picture in report.glob("*.png"):
+        for picture in report.rglob("*.png"):
             shutil.copy(picture, SOURCE / page)
-        (SOURCE / f"{page}.md").write_text(re.sub(r"\]\((\w+\.png)\)", rf"]({page}/\1)", text), encoding="utf-8")
+        (SOURCE / f"{page}.md").write_text(re.sub(r"\]\((?:students/)?(\w+\.png)\)", rf"]({page}/\1)", text), encoding="utf-8")
     for picture in (HOME / "nbs").glob("*.png"):
         shutil.copy(picture, SOURCE)
 

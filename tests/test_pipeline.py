@@ -38,7 +38,7 @@ def test_ends_with_a_table_and_a_page(smoke):
     accuracies = table[table.metric.str.startswith("acc_")].value
     assert accuracies.between(0, 1).all() and not table.duplicated(["stage", "arm", "seed", "metric", "class"]).any()
     page = (smoke / "runs/report/index.html").read_text()
-    assert "What was found" in page and page.count("data:image/png") == 12 and "://" not in page.replace("data:image", "")
+    assert "What was found" in page and page.count("data:image/png") == 14 and "://" not in page.replace("data:image", "")
 
 
 def test_canonical_samples_are_a_tenth_of_every_class(smoke):
