@@ -6,11 +6,12 @@
 __all__ = ['PHOTOS', 'DIGITS', 'SPLITS', 'TILES_A_SIDE', 'BACKGROUNDS', 'GLYPH', 'FRAGMENT', 'CLUTTER_OPACITY', 'STAND_IN',
            'VARIANTS', 'Images', 'to_unit', 'to_bytes', 'photo', 'split_of_tile', 'tiles', 'compose', 'place',
            'random_tint', 'random_crop', 'recolour', 'digits_of', 'clutter_on', 'drawn_shapes', 'read_idx', 'shapes_of',
-           'choose_background', 'digits_on_photos']
+           'choose_background', 'digits_on_photos', 'stratified', 'in_turns', 'shown_classes', 'first_of']
 
-# %% ../nbs/02_data.ipynb #a494c2ef
+# %% ../nbs/02_data.ipynb #621e199f
 import colorsys
 import gzip
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -294,3 +295,55 @@ def _scene(i, label, n_classes, shapes, targets, backdrops, size, rho, contrast,
         scene = np.zeros_like(scene)
     image = scene * (1 - mask[..., None]) if variant == "no_fg" else compose(scene, mask, tint, contrast)
     return np.round(image * 255).astype(np.uint8), np.round(mask * 255).astype(np.uint8), label, background
+
+# %% ../nbs/02_data.ipynb #24ac0ba8
+def stratified(
+    labels: torch.Tensor, # of the whole set, `n`
+    fraction: float,
+    seed: int = 0,
+) -> torch.Tensor:        # places in the set, ascending
+    "Draw a fraction of every class at random (rounded up to at least one)."
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        places = torch.nonzero(labels == label).flatten()
+        chosen.append(places[torch.randperm(len(places), generator=generator)[:max(1, math.floor(fraction * len(places)))]])
+    return torch.cat(chosen).sort()[0]
+
+# %% ../nbs/02_data.ipynb #459ccd02
+def in_turns(
+    images: Images,
+    n: int,           # as many as there are, when there are fewer
+    a_class: int = 0, # how many every class must have
+) -> Images:
+    "The first n images when classes take turns; raises `ValueError` when a class has too few among them."
+    order = torch.argsort(images.labels, stable=True)
+    counts = images.labels.bincount(minlength=len(images.class_names))
+    turn = torch.empty_like(order)
+    turn[order] = torch.cat([torch.arange(m) for m in counts.tolist()])
+    taken = images[torch.argsort(turn, stable=True)[:n]]
+    counts = taken.labels.bincount(minlength=len(images.class_names))
+    if counts[fewest := int(counts.argmin())] < a_class:
+        raise ValueError(f"class {images.class_names[fewest]!r} has {counts[fewest]} of the {len(taken)} images that are taken; every class needs {a_class}: raise `n_images`, or bring more images of the class")
+    return taken
+
+
+def shown_classes(
+    n: int,         # classes in all
+    most: int = 10, # in a picture
+) -> torch.Tensor:  # labels, ascending
+    "All classes, or as many as a picture holds, evenly spread."
+    return torch.linspace(0, n - 1, min(n, most)).round().long()
+
+
+def first_of(
+    images: Images,
+    classes: torch.Tensor, # labels
+    n: int,                # of each class; as many as there are, when there are fewer
+    a_class: int = 1,      # how many each class must have
+) -> Images:
+    "The first n images of some classes, class by class; raises `ValueError` when a class has too few."
+    own = [torch.nonzero(images.labels == i).flatten()[:n] for i in classes]
+    if lost := [images.class_names[i] for i, places in zip(classes, own) if len(places) < a_class]:
+        raise ValueError(f"fewer than {a_class} images of: {', '.join(lost)}; bring more images of them")
+    return images[torch.cat(own)]

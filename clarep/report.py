@@ -6,7 +6,7 @@
 __all__ = ['LEFT', 'CSS', 'what_is_left', 'class_left', 'left_in_clareps', 'choice_says', 'not_shown', 'title', 'judge_says',
            'frontier_caption', 'energy_caption', 'features_say', 'methods_table', 'by_class', 'to_page']
 
-# %% ../nbs/04_report.ipynb #264e8b66
+# %% ../nbs/04_report.ipynb #2585697c
 import base64
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from markdown_it import MarkdownIt
 
-from .clarid.identify import shown_classes
+from .data import shown_classes
 from .evaluate.comparison import plus_minus
 from .evaluate.representation import OURS, STYLE
 from .evaluate.statistics import interval, verdict

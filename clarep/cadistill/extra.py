@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nearness', 'certainty', 'choose', 'counterfeit', 'from_noise', 'activations', 'reading']
 
-# %% ../../nbs/cadistill/extra.ipynb #d0a019e2
+# %% ../../nbs/cadistill/extra.ipynb #06916cc0
 from collections.abc import Callable
 
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 
 from .rivals import ARMS
 from ..clarid.controls import random_directions
-from ..clarid.identify import decoded, pooled_features, project_out, stratified
+from ..clarid.identify import decoded, pooled_features, project_out
 from ..clarid.store import CLAReps
-from ..data import Images, to_bytes, to_unit
+from ..data import Images, stratified, to_bytes, to_unit
 from ..diffusion.ode import evaluations, inversion_evaluations, invert, sample
 from ..diffusion.teacher import Teacher
 

@@ -9,7 +9,7 @@ __all__ = ['NAMES', 'BETTER_LOW', 'OWN', 'CONTROLS', 'PARTS', 'CHOOSERS', 'CONTR
            'class_map', 'class_caption', 'costs', 'cost_table', 'while_training', 'pareto', 'cost_tests', 'cost_figure',
            'cost_caption', 'fraction_figure', 'told_apart', 'ablation_figure', 'Section', 'sections', 'measured']
 
-# %% ../../nbs/evaluate/comparison.ipynb #c5e9cd95
+# %% ../../nbs/evaluate/comparison.ipynb #56b9be96
 import math
 import re
 from itertools import count
@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..clarid.identify import shown_classes
+from ..data import shown_classes
 from .statistics import contrasts, holm, least_p, mean_ranks, rows, summary, verdict
 
 # %% ../../nbs/evaluate/comparison.ipynb #fc4cb64b
