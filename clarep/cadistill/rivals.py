@@ -115,7 +115,7 @@ class CaDistill(Beside):
         ours, theirs, labels, features = self.both(student, x, generator)
         return {"ce": F.cross_entropy(student.head(ours), y), **self.loss(ours, y, theirs, labels, features)}
 
-# %% ../../nbs/cadistill/rivals.ipynb #3235fc77
+# %% ../../nbs/cadistill/rivals.ipynb #805e7d80
 class Recipe(NamedTuple):
     "One arm: what it reads, its module, and its settings."
     reads: str                                       # a set that `clarep.cadistill.extra` makes, or "nothing"
@@ -133,7 +133,7 @@ class Sizes(NamedTuple):
 
 
 WEIGHTS = [0.5, 0.1, 0.2, 1.0, 2.0, 4.0]
-CANONICAL = {"a_align": [1.0, 0.5, 2.0], "a_cano": [1.0, 0.5, 2.0], "a_dist": [0.5, 0.1, 2.0], "temperature": [0.5, 0.1, 1.0]}
+CANONICAL = {"a_align": [4.0, 2.0, 8.0], "a_cano": [1.0, 0.5, 2.0], "a_dist": [0.5, 0.1, 2.0], "temperature": [0.5, 0.3, 1.0]}
 
 
 def _cadistill(reads: str = "canonical", fixed: dict | None = None, **which) -> Recipe:
