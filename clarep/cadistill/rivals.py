@@ -115,7 +115,7 @@ class CaDistill(Beside):
         ours, theirs, labels, features = self.both(student, x, generator)
         return {"ce": F.cross_entropy(student.head(ours), y), **self.loss(ours, y, theirs, labels, features)}
 
-# %% ../../nbs/cadistill/rivals.ipynb #805e7d80
+# %% ../../nbs/cadistill/rivals.ipynb #bc30f7bd
 class Recipe(NamedTuple):
     "One arm: what it reads, its module, and its settings."
     reads: str                                       # a set that `clarep.cadistill.extra` makes, or "nothing"
@@ -132,7 +132,7 @@ class Sizes(NamedTuple):
     classifier: Callable[[], nn.Module] # a fresh network like the student
 
 
-WEIGHTS = [0.5, 0.1, 0.2, 1.0, 2.0, 4.0]
+WEIGHTS = [0.5, 0.1, 1.0, 2.0]
 CANONICAL = {"a_align": [4.0, 2.0, 8.0], "a_cano": [1.0, 0.5, 2.0], "a_dist": [0.5, 0.1, 2.0], "temperature": [0.5, 0.3, 1.0]}
 
 
