@@ -45,6 +45,8 @@ def test_twice_the_fraction_is_twice_the_clareps_and_nothing_else(p):
     ({"representation__n_seeds": 1}, {"representation"}),
     ({"student__epochs": 9}, {"student"}),
     ({"compare__seeds": [0]}, {"student", "evaluate"}),
+    ({"compare__arms": ["ce"]}, {"extra", "tune", "student", "evaluate"}),
+    ({"tune__trials": 1, "tune__trial_epochs": 3}, {"tune"}),
     ({"student__learning_rate": 1.0}, set()),
 ])
 def test_a_setting_moves_the_stages_that_read_it(p, change, stages):
