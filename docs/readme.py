@@ -12,7 +12,7 @@ def found() -> str:
     """Findings and table of the report, without its pictures."""
     report = (HOME / "runs" / "report" / "report.md").read_text(encoding="utf-8")
     part = report.split("## What was found")[1].split("![Each test")[0]
-    return part.replace("## Students\n\n", "").strip() + "\n"
+    return re.sub(r"\]\((\w+\.csv)\)", r"](runs/report/\1)", part.replace("## Students\n\n", "").strip()) + "\n"
 
 
 def main() -> None:
