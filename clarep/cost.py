@@ -264,7 +264,7 @@ def judged_work(p: Params, knobs: Knobs, n: int, n_ks: int) -> Work:
     seen = r.n_seeds * n * ((1 + known(p)) * (left + 1 + FEW + at_k + 1) + (2 + known(p)) * FEW + 4 * (1 + known(p)))
     return do(evals, "evaluation", n) + do(seen, "classification", n, "judge") + do(2 * at_k * r.n_seeds, "clusters", n) + do(2 * (1 + known(p)) * at_k, "probe", n)
 
-# %% ../nbs/06_cost.ipynb #dbde0c47
+# %% ../nbs/06_cost.ipynb #f812114b
 def directions_work(p: Params, knobs: Knobs) -> Work:
     "Directions of held-out images, walks along some, features, and the images of the medoids decoded again."
     d, c, steps = p.directions, min(n_classes(p), SHOWN), p.clareps.num_inference_steps
@@ -299,8 +299,10 @@ def tune_work(p: Params, arm: str) -> Work:
 
 
 def trained_work(p: Params, arm: str, epochs: int) -> Work:
-    "The training of one student."
-    return do(epochs * (p.data.n_train // p.student.batch_size), "student step", p.student.batch_size, arm)
+    "The training of one student; the teacher is asked of every image where an arm reads activations."
+    steps = epochs * (p.data.n_train // p.student.batch_size)
+    asked = do(steps * p.student.batch_size, "evaluation", p.student.batch_size) if ARMS[arm].reads == "activations" else Work()
+    return do(steps, "student step", p.student.batch_size, arm) + asked  # the pass of kd's classifier is in the price of its step
 
 
 def student_work(p: Params, arm: str) -> Work:
@@ -471,7 +473,7 @@ def product_flops(ghost: Teacher, layer: str) -> float:
         jvp = flops_of(lambda: torch.autograd.grad(back[0], u, torch.ones_like(x)))
     return (vjp + jvp) / 2
 
-# %% ../nbs/06_cost.ipynb #a30adf5b
+# %% ../nbs/06_cost.ipynb #9452d20d
 def some_images(p: Params, n: int) -> Images:
     "Noise that looks like data."
     shape = n, p.data.size, p.data.size, 3
@@ -489,7 +491,7 @@ def module_of(bench: Bench, arm: str, n: int) -> nn.Module:
     read = some_images(p, max(8, min(p.student.canonical_batch_size, n_read(p, arm))))
     q = bench.ghost.layers()[p.clareps.feature_layer][0]
     tensors = {"classifier": net.state_dict(), "activations": {f"share {t}": torch.randn(n, q) for t in ARMS[arm].space.get("t", [])}}.get(ARMS[arm].reads, {"images": read.images, "labels": read.labels, "features": torch.randn(len(read), q)})
-    return ARMS[arm].build(tensors, defaults(ARMS[arm].space), Sizes(len(read), net.head.in_features, lambda: network(p, "student"))).to(bench.teacher.device)
+    return ARMS[arm].build(tensors, defaults(ARMS[arm].space), Sizes(len(read), net.head.in_features, lambda: network(p, "student"), lambda x, share: torch.zeros(len(x), q))).to(bench.teacher.device)
 
 
 def images_a_step(p: Params, batch: int, who: str) -> int:

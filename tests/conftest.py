@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 HOME = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))  # two workers share the cores
 
 
 def run_in(folder: Path, *command: str, timeout: float = 600) -> subprocess.CompletedProcess:

@@ -9,6 +9,8 @@ import pytest
 
 from clarep.stage import prepare
 
+pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
+
 
 @contextmanager
 def edited(path: Path, *change: str):

@@ -13,6 +13,7 @@ COLOURS = {"black frame": (10, 10, 10), "blue cross": (50, 80, 230), "cyan salti
            "green square": (40, 200, 60), "red disc": (220, 40, 40), "white ring": (240, 240, 240), "yellow bar": (230, 220, 40)}
 OVERRIDES = {"data": {"name": "imagefolder", "path": "pictures"},
              "select": {"probe_epochs": 40, "t_es": [100]}, "representation": {"probe_epochs": 40, "ks": [8]}, "compare": {"seeds": [0]}, "directions": {"n_a_class": 3}}
+pytestmark = pytest.mark.xdist_group("other data")
 
 
 def a_shape(label: int, rng: np.random.Generator) -> Image.Image:

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import pytest
 from conftest import copy_of_project, run_in
 
 from clarep.cost import chosen, clareps_work, settled, spent
@@ -21,6 +22,8 @@ from clarep.evaluate.representation import OURS
 from clarep.files import fingerprint
 from clarep.params import load_params
 from clarep.stage import STAGES
+
+pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
 
 
 def ran(done: subprocess.CompletedProcess) -> set[str]:

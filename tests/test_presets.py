@@ -10,6 +10,7 @@ from clarep.files import load_json
 from clarep.params import apply_preset
 
 PRESETS = sorted(p.stem for p in (HOME / "presets").glob("*.yaml"))
+pytestmark = pytest.mark.xdist_group("presets")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -89,19 +89,20 @@ class CanonicalOnly(Beside):
         more, labels, _ = self.draw(generator)
         return {"ce": F.cross_entropy(student(more), labels)}
 
-# %% ../../nbs/cadistill/rivals.ipynb #2fdd2168
+# %% ../../nbs/cadistill/rivals.ipynb #2848d8b8
 class FeatureDistillation(nn.Module):
     "Cross-entropy and the diffusion model's features of the same images, through a linear projection (after RepFusion, Yang and Wang 2023)."
 
-    def __init__(self, targets: torch.Tensor, width: int, a: float):
-        "Of `targets` `n q`, a row a training image, and the `width` of the student's features."
+    def __init__(self, ask: Callable[[torch.Tensor], torch.Tensor], known: torch.Tensor, width: int, a: float):
+        "`ask` gives features `b q` of images `b c h w`; `known` `n q` are those of the training set, for their scale; `width`: of the student's features."
         super().__init__()
-        self.a, self.projection = a, nn.Linear(width, targets.shape[1])
-        self.register_buffer("targets", (targets - targets.mean(0)) / targets.std(0).clamp(min=1e-6), persistent=False)
+        self.ask, self.a, self.projection = ask, a, nn.Linear(width, known.shape[1])
+        self.register_buffer("mean", known.mean(0), persistent=False)
+        self.register_buffer("std", known.std(0).clamp(min=1e-6), persistent=False)
 
     def forward(self, student, x, y, index, generator):
-        features = student.features(x)
-        return {"ce": F.cross_entropy(student.head(features), y), "features": self.a * F.mse_loss(self.projection(features), self.targets[index.to(self.targets.device)])}
+        features, target = student.features(x), (self.ask(x).to(self.mean) - self.mean) / self.std
+        return {"ce": F.cross_entropy(student.head(features), y), "features": self.a * F.mse_loss(self.projection(features), target)}
 
 # %% ../../nbs/cadistill/rivals.ipynb #cb87887e
 class CaDistill(Beside):
@@ -115,7 +116,7 @@ class CaDistill(Beside):
         ours, theirs, labels, features = self.both(student, x, generator)
         return {"ce": F.cross_entropy(student.head(ours), y), **self.loss(ours, y, theirs, labels, features)}
 
-# %% ../../nbs/cadistill/rivals.ipynb #bc30f7bd
+# %% ../../nbs/cadistill/rivals.ipynb #a0c1a32e
 class Recipe(NamedTuple):
     "One arm: what it reads, its module, and its settings."
     reads: str                                       # a set that `clarep.cadistill.extra` makes, or "nothing"
@@ -130,10 +131,11 @@ class Sizes(NamedTuple):
     n: int                    # images a step that are read beside the training images
     width: int                # of the student's features
     classifier: Callable[[], nn.Module] # a fresh network like the student
+    teacher: Callable[[torch.Tensor, float], torch.Tensor] | None = None # its features of images at a share of its timesteps, see `extra.asking`
 
 
-WEIGHTS = [0.5, 0.1, 1.0, 2.0]
-CANONICAL = {"a_align": [4.0, 2.0, 8.0], "a_cano": [1.0, 0.5, 2.0], "a_dist": [0.5, 0.1, 2.0], "temperature": [0.5, 0.3, 1.0]}
+WEIGHTS = [0.5, 0.1, 2.0]
+CANONICAL = {"a_align": [8.0, 4.0, 16.0], "a_cano": [1.0, 0.5, 2.0], "a_dist": [0.5, 0.1, 2.0], "temperature": [0.5, 0.3, 1.0]}
 
 
 def _cadistill(reads: str = "canonical", fixed: dict | None = None, **which) -> Recipe:
@@ -152,7 +154,7 @@ ARMS: dict[str, Recipe] = {
     "supcon": Recipe("nothing", lambda tensors, s, sizes: SupCon(s["a"], s["temperature"]), {"a": WEIGHTS, "temperature": [0.1, 0.3, 1.0]}),
     "kd": Recipe("classifier", _distillation, {"a": WEIGHTS}),
     "synth": Recipe("synth", lambda tensors, s, sizes: MoreImages(tensors, sizes.n, s["a"]), {"a": WEIGHTS}),
-    "repfusion": Recipe("activations", lambda tensors, s, sizes: FeatureDistillation(tensors[f"share {s['t']}"], sizes.width, s["a"]), {"a": WEIGHTS, "t": [0.05, 0.1, 0.2]}),
+    "repfusion": Recipe("activations", lambda tensors, s, sizes: FeatureDistillation(lambda x: sizes.teacher(x, s["t"]), tensors[f"share {s['t']}"], sizes.width, s["a"]), {"a": WEIGHTS, "t": [0.05, 0.1, 0.2]}),
     "cadistill": _cadistill(),
     **{f"cadistill-{reads}": _cadistill(reads) for reads in ("raw", "guided", "random")},
     **{f"cadistill-no-{term}": _cadistill(fixed={f"a_{term}": 0.0}) for term in ("align", "cano", "dist")},
@@ -166,7 +168,7 @@ def defaults(space: dict[str, list[float]]) -> dict[str, float]:
     "The settings that are tried first."
     return {name: values[0] for name, values in space.items()}
 
-# %% ../../nbs/cadistill/rivals.ipynb #54e976fd
+# %% ../../nbs/cadistill/rivals.ipynb #6aa9015c
 class Plan(NamedTuple):
     "Network and schedule of the students."
     model: str                # small-cnn, or a model of timm
@@ -192,11 +194,12 @@ def student_of(
     seed: int,
     device: str | torch.device = "cpu",
     folder: Path | None = None,         # of checkpoints
+    teacher: Callable[[torch.Tensor, float], torch.Tensor] | None = None, # see `Sizes`; only an arm that reads activations asks it
 ) -> tuple[nn.Module, list[dict[str, float]]]: # trained; mean of each term of the loss, an epoch each
     "Train a student of an arm; the same seed starts every arm from the same weights."
     torch.manual_seed(seed)
     student = plan.network(data).to(device)
-    module = ARMS[arm].build(tensors, settings, Sizes(plan.canonical_batch_size, student.head.in_features, lambda: plan.network(data))).to(device)
+    module = ARMS[arm].build(tensors, settings, Sizes(plan.canonical_batch_size, student.head.in_features, lambda: plan.network(data), teacher)).to(device)
     history = train_student(student, data, epochs=plan.epochs, batch_size=plan.batch_size, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay,
                             seed=seed, arm=module, how=plan.how, folder=folder, progress=f"{arm}, seed {seed}")
     return student, history
