@@ -13,7 +13,7 @@ HOME = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))  # two workers share the cores
 
 
-def run_in(folder: Path, *command: str, timeout: float = 600) -> subprocess.CompletedProcess:
+def run_in(folder: Path, *command: str, timeout: float = 1500) -> subprocess.CompletedProcess:
     """Run a command of this environment in a copy of the project."""
     scripts = str(Path(sys.executable).parent)
     env = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1"}

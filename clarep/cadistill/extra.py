@@ -72,7 +72,7 @@ def counterfeit(
     each = inversion_evaluations(steps, teacher.solver) + 1 + (0 if which == "raw" else evaluations(steps, guidance))
     return {"images": images, "labels": source.labels, "features": pooled_features(teacher, x, c, t_e, layer)}, len(source) * each
 
-# %% ../../nbs/cadistill/extra.ipynb #38823271
+# %% ../../nbs/cadistill/extra.ipynb #530bd1b1
 def from_noise(
     teacher: Teacher,
     n: int,
@@ -89,7 +89,7 @@ def asking(
     teacher: Teacher,
     layer: str,
 ) -> Callable[[torch.Tensor, float], torch.Tensor]: # from images in [-1, 1] `b c h w` and a share of the timesteps to features `b q`
-    "The teacher's pooled activations of images without noise, under the null condition."
+    "A function that gives the teacher's pooled activations, float32 on the CPU, of images without noise under the null condition."
     @torch.no_grad()
     def ask(x, share):
         with torch.autocast(x.device.type, enabled=False):  # the teacher answers in its own precision

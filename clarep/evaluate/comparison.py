@@ -319,7 +319,7 @@ def class_caption(
     return (f"Accuracy on {name_of(mean.attrs['metric'])} by class, mean over seeds. Against `{baseline}`, `{arm}` has the higher mean on {(gain > 0).sum()} of {n} classes: "
             f"from {gain.min():+.3f} on {gain.idxmin()} to {gain.max():+.3f} on {gain.idxmax()}. A class has few test images, so these are not tested.{part}")
 
-# %% ../../nbs/evaluate/comparison.ipynb #324d15ba
+# %% ../../nbs/evaluate/comparison.ipynb #a2748d94
 def costs(
     table: pd.DataFrame, # columns `stage, arm, seed, metric, class, value`
 ) -> pd.DataFrame:       # a row an arm; `seconds` and `evals` in all: once, search, and one student
@@ -328,16 +328,16 @@ def costs(
     def taken(stage, metric):
         return {a: mean.get((stage, a, metric), 0.0) for a in dict.fromkeys(table[table.stage == "student"].arm)}
     found = pd.DataFrame({"once_seconds": taken("extra", "seconds"), "search_seconds": taken("tune", "seconds"), "student_seconds": taken("student", "seconds"),
-                          "once_evals": taken("extra", "teacher_evals"), "student_evals": taken("student", "teacher_evals"), "megabytes": taken("extra", "bytes")})
-    return found.assign(megabytes=found.megabytes / 1e6, seconds=found.once_seconds + found.search_seconds + found.student_seconds, evals=found.once_evals + found.student_evals)
+                          "once_evals": taken("extra", "teacher_evals"), "search_evals": taken("tune", "teacher_evals"), "student_evals": taken("student", "teacher_evals"), "megabytes": taken("extra", "bytes")})
+    return found.assign(megabytes=found.megabytes / 1e6, seconds=found.once_seconds + found.search_seconds + found.student_seconds, evals=found.once_evals + found.search_evals + found.student_evals)
 
 
 def cost_table(
     found: pd.DataFrame, # of `costs`
 ) -> str:
     "What each arm took, a row an arm."
-    head = ["arm", "s, made once", "s, search of weights", "s, a student", "teacher evaluations, once", "teacher evaluations, a student", "MB read"]
-    return markdown(head, [[f"`{r.Index}`", f"{r.once_seconds:,.0f}", f"{r.search_seconds:,.0f}", f"{r.student_seconds:,.1f}", f"{r.once_evals:,.0f}", f"{r.student_evals:,.0f}", f"{r.megabytes:,.1f}"] for r in found.itertuples()])
+    head = ["arm", "s, made once", "s, search of weights", "s, a student", "teacher evaluations, once", "of the search", "of a student", "MB read"]
+    return markdown(head, [[f"`{r.Index}`", f"{r.once_seconds:,.0f}", f"{r.search_seconds:,.0f}", f"{r.student_seconds:,.1f}", f"{r.once_evals:,.0f}", f"{r.search_evals:,.0f}", f"{r.student_evals:,.0f}", f"{r.megabytes:,.1f}"] for r in found.itertuples()])
 
 
 def while_training(
@@ -385,8 +385,8 @@ def _names_beside(ax: Axes, x: pd.Series, y: pd.Series, bold: list[str]) -> None
         ax.annotate(name, (x[name], y[name]), (1.04, slot), textcoords="axes fraction", va="center", fontsize=7, annotation_clip=False, color="#0072B2" if name in bold else "0.3",
                     arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)})
 
-# %% ../../nbs/evaluate/comparison.ipynb #3e8473ef
-PAID = {"seconds": "seconds in all: once, search, one student", "evals": "teacher evaluations: once and for one student"}
+# %% ../../nbs/evaluate/comparison.ipynb #6c9adac3
+PAID = {"seconds": "seconds in all: once, search, one student", "evals": "teacher evaluations: once, search, one student"}
 
 
 def cost_tests(metrics: list[str]) -> list[str]:
