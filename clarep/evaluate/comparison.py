@@ -357,7 +357,7 @@ def pareto(
     beaten = [((cost <= cost[a]) & (value >= value[a]) & ((cost < cost[a]) | (value > value[a]))).any() for a in cost.index]
     return list(cost[~np.array(beaten)].sort_values(kind="stable").index)
 
-# %% ../../nbs/evaluate/comparison.ipynb #4df4b11d
+# %% ../../nbs/evaluate/comparison.ipynb #d3f750be
 def _cost_panel(ax: Axes, cost: pd.Series, mean: pd.Series, half: pd.Series, asks: pd.Series) -> None:
     best, low = pareto(cost, mean), [a for a, where in far(mean).items() if where == "below"]
     for arm in cost.index:
@@ -370,7 +370,7 @@ def _cost_panel(ax: Axes, cost: pd.Series, mean: pd.Series, half: pd.Series, ask
         least = cost[cost > 0].min()
         ax.set_xscale("symlog", linthresh=least) if (cost == 0).any() else ax.set_xscale("log")
         ticks = [t for e in range(int(math.log10(least)), 13) for t in (10**e, 3 * 10**e) if least <= t <= cost.max()]
-        ax.set_xticks([*([0] if (cost == 0).any() else []), *ticks[::max(1, len(ticks) // 5)]]), ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}"), ax.minorticks_off()
+        ax.set_xticks([*([0] if (cost == 0).any() else []), *ticks[::max(1, len(ticks) // 5)]]), ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"), ax.minorticks_off()
     ax.margins(x=0.08)
     _names_beside(ax, cost, mean.drop(low), best)
 
