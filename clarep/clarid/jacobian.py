@@ -252,7 +252,7 @@ def leave(self: Bidiagonal, staying: torch.Tensor) -> None: # `b`, bool
         setattr(self, name, whole[:int(staying.sum())])
     self.products.narrow(self.products.rows[staying])
 
-# %% ../../nbs/clarid/jacobian.ipynb #05282f5f
+# %% ../../nbs/clarid/jacobian.ipynb #4fc3b9c8
 @patch
 def split(
     self: Bidiagonal,
@@ -266,7 +266,8 @@ def split(
     new = Bidiagonal(self.products.of(self.products.rows[leaving]), size, torch.cat([self.Q[0, n:n + w], extra]))
     new.n, new.used = n, self.used
     new.Q[:, :n + w] = self.Q[leaving, :n + w]
-    new.Q[:, n + w:n + new.width] = extend(new.Q[:, :n + w], extra.expand(len(new.Q), -1, -1))[0]
+    if len(extra):  # else the basis spans everything already
+        new.Q[:, n + w:n + new.width] = extend(new.Q[:, :n + w], extra.expand(len(new.Q), -1, -1))[0]
     new.U[:, :n], new.B[:, :n, :n + w], new.gain = self.U[leaving, :n], self.B[leaving, :n, :n + w], self.gain[leaving]
     return new
 
