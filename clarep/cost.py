@@ -176,7 +176,7 @@ def teacher_work(p: Params) -> Work:
     return (do(t.train_steps if t.checkpoint is None else 0, "teacher step", t.batch_size) + do(progress * each, "evaluation", min(100, t.n_progress)) + do(last * each, "evaluation", min(100, last))
             + Work(bytes=image_bytes(p, progress)))
 
-# %% ../nbs/06_cost.ipynb #66f48b00
+# %% ../nbs/06_cost.ipynb #1e617a61
 def judge_work(p: Params, n: int, epochs: int) -> Work:
     "Training of `n` judges."
     images = p.data.n_probe if known(p) else p.data.n_train
@@ -199,11 +199,12 @@ def clarid_work(p: Params, n: int, knobs: Knobs, steps: int, batch: int, tol: fl
 
 
 def select_work(p: Params, by_select: Knobs) -> Work:
-    "The judges, the sweep, and the chosen setting once more at every guidance scale."
+    "The judges, the sweep, and the chosen setting once more, decoded at every guidance scale."
     s = p.select
     n = min(s.n_images, p.data.n_validation)
-    again = (clarid_work(p, n, by_select._replace(guidance=g), s.num_inference_steps, n, **COARSE) for g in s.guidance_scales)
-    return judge_work(p, 1 + known(p), s.probe_epochs) + sweep_work(p, n, s.num_inference_steps) + total(again) + do(len(s.guidance_scales) * n, "classification", n, "judge")
+    batch, steps, each = min(100, n), s.num_inference_steps, sum(evaluations(s.num_inference_steps, g) for g in s.guidance_scales)
+    again = do(n * (inversion(p, steps) + each), "evaluation", batch) + do(n, "search", batch, Search(by_select.layer, by_select.k, **COARSE))
+    return judge_work(p, 1 + known(p), s.probe_epochs) + sweep_work(p, n, steps) + again + do(len(s.guidance_scales) * n, "classification", n, "judge")
 
 # %% ../nbs/06_cost.ipynb #ac33629f
 def n_clareps(p: Params, fraction: float | None = None) -> int:
@@ -224,7 +225,7 @@ def clareps_work(
     rows = (clarid_work(p, min(n_classes(p), SHOWN), knobs._replace(k=0, guidance=g), c.num_inference_steps, min(n_classes(p), SHOWN), c.tol, c.energy) for g in (1.0, knobs.guidance))
     return {"clareps": clarid_work(p, n, knobs, c.num_inference_steps, min(c.batch_size, n), c.tol, c.energy) + Work(bytes=n * each), "gallery": total(rows)}
 
-# %% ../nbs/06_cost.ipynb #13956cf1
+# %% ../nbs/06_cost.ipynb #af8feba0
 METHODS, FEW = 11, 4 # of `everything`; of those that are also decoded half guided and under a wrong class
 
 
@@ -238,7 +239,7 @@ def representation_work(p: Params, knobs: Knobs) -> Work:
     inverted = do((others + sets * n) * inversion(p, r.num_inference_steps), "evaluation", min(200, others))
     seen = do(sets**2 * n + len(scales) * r.n_samples + checkpoints(p) * p.teacher.n_progress, "classification", 500, 32)
     return (judge_work(p, sets**2 * r.n_seeds, r.probe_epochs) + noise + inverted + seen + (removed_work(p, knobs, n, max(ks), others) + judged_work(p, knobs, n, len(ks))) * sets
-            + (sweep_work(p, min(p.select.n_images, n), p.clareps.num_inference_steps) if known(p) else Work()))
+            + (sweep_work(p, min(p.select.n_images, n), r.num_inference_steps) if known(p) else Work()))
 
 
 def removed_work(p: Params, knobs: Knobs, n: int, k: int, others: int) -> Work:

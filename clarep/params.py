@@ -42,7 +42,7 @@ class Common(Section):
     dtype: Literal["float32", "float64", "bfloat16"]                         # of the teacher and its latents; students use float32
     seed: Annotated[int, Field(ge=0)]                                        # everything random starts from it
 
-# %% ../nbs/00_params.ipynb #940c1083
+# %% ../nbs/00_params.ipynb #4cec7f7b
 def known_source(name: str) -> str:
     "The name of a data source, unchanged; an error for pydantic that says what is allowed."
     if name in ("digits-on-photos", "imagefolder", "parquet", "stand-in") or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -82,6 +82,7 @@ class Teacher(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     condition_dropout: Fraction                                # how often the null class is shown (classifier-free guidance)
+    snr_gamma: Annotated[float, Field(gt=0)] | None            # weigh timesteps by min(SNR, snr_gamma); null: as the target has it
     checkpoint_every: Positive                                 # steps
     guidance_scale: Annotated[float, Field(ge=0)]              # of the sample grid
     num_inference_steps: Positive                              # of the sample grid
