@@ -45,10 +45,10 @@ cost: $(ENV)               ## what the present params.yaml will cost, before it 
 bench: $(ENV)              ## the kernel against its rivals, into bench/ (needs a trained teacher: make repro)
 	python -m clarep.clarid.bench
 
-rho: $(ENV)                ## the whole pipeline at four strengths of the tie between class and background, and with more training images
+rho: $(ENV)                ## the pipeline at four strengths of the tie between class and background, and with more training images (lighter: make preset PRESET=rho first)
 	for rho in 0.5 0.65 0.8 0.95; do dvc exp run --temp -n rho-$$rho -S data.rho=$$rho || exit 1; done
 	for n in 4000 8000; do dvc exp run --temp -n train-$$n -S data.n_train=$$n || exit 1; done
-	dvc exp show --only-changed
+	python -m clarep.evaluate.dependence HEAD rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-4000 train-8000
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	python -m clarep.diffusion.recipes

@@ -19,7 +19,7 @@ CHAPTERS = {
     "The method": ["diffusion/schedule", "diffusion/face", "diffusion/kinds", "diffusion/teacher", "diffusion/ode", "diffusion/standins", "diffusion/train", "diffusion/recipes",
                    "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/select", "clarid/controls", "clarid/directions", "clarid/store"],
     "Students": ["cadistill/students", "cadistill/losses", "cadistill/train", "cadistill/rivals", "cadistill/extra", "cadistill/tune"],
-    "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics", "evaluate/comparison"],
+    "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics", "evaluate/comparison", "evaluate/dependence"],
     "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report", "05_sources", "06_cost"],
     "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "extra", "tune", "student", "evaluate", "report")],
 }
