@@ -62,7 +62,7 @@ class Recipe:
 
 
 RECIPES = {
-    "default": Recipe(),
+    "plain": Recipe(),
     "noise prediction": Recipe(prediction_type="epsilon"),
     "min-SNR weighting": Recipe(snr_gamma=5.0),
     "linear schedule": Recipe(beta_schedule="linear"),
@@ -148,7 +148,7 @@ def recipes_figure(
     table = table.sort_values("class_acc")
     fig, ax = plt.subplots(figsize=(7, 0.28 * len(table) + 1), layout="constrained")
     half = 1.96 * (table.class_acc * (1 - table.class_acc) / table.n_samples) ** 0.5
-    colours = ["#D55E00" if r == "default" else "#0072B2" for r in table.recipe]
+    colours = ["#D55E00" if r == "plain" else "#0072B2" for r in table.recipe]
     ax.hlines(table.recipe, table.class_acc - half, table.class_acc + half, color=colours)
     ax.scatter(table.class_acc, table.recipe, color=colours, zorder=3)
     for y, steps in enumerate(table.steps):

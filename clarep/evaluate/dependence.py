@@ -81,7 +81,7 @@ def gains(
         raise DataError(f"no experiment has trained `{OWN}` and `ce` or one of its controls")
     return pd.concat(parts, ignore_index=True)
 
-
+# %% ../../nbs/evaluate/dependence.ipynb #1e0b6a44
 def dependence_table(
     table: pd.DataFrame, # of `along`
     over: str,
@@ -98,7 +98,7 @@ def dependence_table(
                       *(plus_minus(here.difference[r, m], here.half[r, m], "+") for r in rivals for m in metrics)])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---", *["---:"] * (len(head) - 1)], *lines])
 
-
+# %% ../../nbs/evaluate/dependence.ipynb #4f8e2c10
 def dependence_figure(
     table: pd.DataFrame, # of `along`
     over: str,
