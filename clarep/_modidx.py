@@ -260,6 +260,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'clarep/clarid/jacobian.py')},
             'clarep.clarid.select': { 'clarep.clarid.select.Choice': ('clarid/select.html#choice', 'clarep/clarid/select.py'),
                                       'clarep.clarid.select.Swept': ('clarid/select.html#swept', 'clarep/clarid/select.py'),
+                                      'clarep.clarid.select._looks': ('clarid/select.html#_looks', 'clarep/clarid/select.py'),
                                       'clarep.clarid.select._nothing_keeps': ( 'clarid/select.html#_nothing_keeps',
                                                                                'clarep/clarid/select.py'),
                                       'clarep.clarid.select._reconstructing': ( 'clarid/select.html#_reconstructing',

@@ -188,7 +188,7 @@ def sweep_work(p: Params, n: int, steps: int) -> Work:
     "The sweep of stage `select` over `n` images, and its verdicts."
     s = p.select
     settings, batch = len(s.t_es) * (1 + len(s.layers) * len(s.ks)), min(100, n)
-    return (do(len(s.t_es) * n * inversion(p, steps), "evaluation", batch) + do(settings * n * steps, "evaluation", n) + do(settings * 2 * (1 + known(p)) * n, "classification", n, "judge")
+    return (do(len(s.t_es) * n * inversion(p, steps), "evaluation", batch) + do(settings * n * (steps + known(p) * evaluations(steps, min(s.guidance_scales))), "evaluation", n) + do(settings * 2 * (1 + known(p)) * n, "classification", n, "judge")
             + total(do(len(s.t_es) * n, "search", batch, Search(layer, max(s.ks), **COARSE)) for layer in s.layers))
 
 

@@ -29,6 +29,7 @@ class Swept(NamedTuple):
     k: int
     energy: float          # share of the computed squared singular values that the k directions hold
     samples: torch.Tensor  # decoded under the null condition, in [-1, 1] on the CPU, `n c h w`
+    seen: torch.Tensor | None # decoded as students see it; None where no guidance was given
 
 
 def sweep(
@@ -40,18 +41,23 @@ def sweep(
     steps: int,            # each way
     energy: float = 0.95,  # when the search for directions may stop, see `right_singular_vectors`
     batch_size: int = 100,
+    guidance: float | None = None, # of what students see
 ) -> Iterator[Swept]:
     "Decode what is left of images at every timestep, layer and number of directions."
     c, batch_size = teacher.condition(images.labels), teacher.fitting(batch_size)
     for t_e in t_es:
         x = torch.cat([invert(teacher, teacher.encode(to_unit(part)), under, t_e, steps) for part, under in zip(images.images.split(batch_size), c.split(batch_size))])
-        yield Swept(t_e, "", 0, 0.0, decoded(teacher, x, c, t_e, steps, 0.0))
+        yield Swept(t_e, "", 0, 0.0, *_looks(teacher, x, c, t_e, steps, guidance))
         for layer in layers:
             found = [sensitive_directions(teacher, *part, t_e, layer, max(ks), tol=0.1, energy=energy)[:2] for part in zip(x.split(batch_size), c.split(batch_size))]
             V, S = (torch.cat(part) for part in zip(*found))
             held = S.square().cumsum(1).mean(0) / S.square().sum(1).mean()
             for k in ks:
-                yield Swept(t_e, layer, k, float(held[k - 1]), decoded(teacher, project_out(x, V[:, :k].to(x)), c, t_e, steps, 0.0))
+                yield Swept(t_e, layer, k, float(held[k - 1]), *_looks(teacher, project_out(x, V[:, :k].to(x)), c, t_e, steps, guidance))
+
+
+def _looks(teacher, x, c, t_e, steps, guidance):
+    return decoded(teacher, x, c, t_e, steps, 0.0), None if guidance is None else decoded(teacher, x, c, t_e, steps, guidance)
 
 # %% ../../nbs/clarid/select.ipynb #788db0a5
 class Choice(NamedTuple):

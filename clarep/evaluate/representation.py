@@ -210,11 +210,12 @@ def judge_sweep(
     steps: int,                     # each way
     judges: dict[str, nn.Module],
     truth: dict[str, torch.Tensor], # of the images, a key a judge
+    guidance: float,                # of the samples in which backgrounds are judged
 ) -> pd.DataFrame: # columns t_e, layer, k, energy, and those of `verdicts`
-    "The verdicts on every setting of a sweep; raises `ValueError` when no timestep can be judged."
+    "The verdicts on every setting of a sweep: the class that the latent alone shows, the background that students will see; raises `ValueError` when no timestep can be judged."
     rows, bar = [], tqdm(total=len(t_es) * (1 + len(layers) * len(ks)), desc="sweep", unit="setting")
     for t_e in t_es:
-        swept = sweep(teacher, images, [t_e], layers, ks, steps)
+        swept = sweep(teacher, images, [t_e], layers, ks, steps, guidance=guidance if "background" in judges else None)
         plain = next(swept)
         try:
             rows.append(_verdict(plain, plain, judges, truth))
@@ -232,8 +233,11 @@ def judge_sweep(
 
 
 def _verdict(one, plain, judges, truth):
-    found = verdicts(judges, {"guidance_only": plain.samples, "left": one.samples}, truth)["left"]
-    return {"t_e": one.t_e, "layer": one.layer, "k": one.k, "energy": one.energy, **found}
+    acc = {w: [accuracy(judge, s.seen if w == "background" else s.samples, truth[w]) for s in (one, plain)] for w, judge in judges.items()}
+    kept = {f"{w}_retained": retained(*both, 1 / judges[w].head.out_features) for w, both in acc.items()}
+    if "background" in judges:
+        kept["selectivity"] = kept["class_retained"] - kept["background_retained"]
+    return {"t_e": one.t_e, "layer": one.layer, "k": one.k, "energy": one.energy, **kept, **{f"judged_{w}": both[0] for w, both in acc.items()}}
 
 # %% ../../nbs/evaluate/representation.ipynb #21b18e71
 def regrets(
