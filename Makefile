@@ -66,7 +66,8 @@ clean:                     ## what can be made again; never data, runs or the DV
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"error: Python 3.10 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; name another: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.lock
+	.venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -q --no-compile -r requirements.lock
+	.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true  # what pip would do on one core, sources of other Pythons skipped
 	.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	touch $@
 

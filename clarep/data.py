@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import skimage.data
 import torch
 from einops import rearrange, repeat
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_image
 
 from .files import DataError, load_tensors, save_tensors
 
@@ -84,6 +82,8 @@ def photo(
     name: str, # one of `PHOTOS`
 ) -> np.ndarray: # uint8, `h w 3`, the shorter side 512
     "A photograph that ships with scikit-learn or scikit-image."
+    import skimage.data  # here, and scikit-learn below: the stages that only read images start a second sooner
+    from sklearn.datasets import load_sample_image
     image = load_sample_image(f"{name}.jpg") if name in ("china", "flower") else getattr(skimage.data, name)()
     image = Image.fromarray(image[0] if isinstance(image, tuple) else image)
     scale = 512 / min(image.size)
@@ -166,6 +166,7 @@ def digits_of(
     split: str, # one of `SPLITS`
 ) -> tuple[np.ndarray, np.ndarray]: # images float `n 8 8` in [0, 1]; labels `n`
     "The handwritten digits of a split: 60 % train, 20 % validation, 20 % test, none shared."
+    from sklearn.datasets import load_digits
     everything = load_digits()
     order = np.random.default_rng(0).permutation(len(everything.target))
     cut = [0, int(0.6 * len(order)), int(0.8 * len(order)), len(order)]

@@ -222,6 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="instead of common.seed")
     args = parser.parse_args(arguments)
     preflight()
+    sys.modules["rfc3987_syntax"] = None  # an optional check of jsonschema that nothing here asks for; building its grammar takes a second of every start
     from clarep.files import DataError
     try:
         prepare() if args.stage == "prepare" else run_stage(args.stage, args.arm, args.seed)
