@@ -865,6 +865,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'clarep.report.left_in_clareps': ('report.html#left_in_clareps', 'clarep/report.py'),
                                'clarep.report.methods_table': ('report.html#methods_table', 'clarep/report.py'),
                                'clarep.report.not_shown': ('report.html#not_shown', 'clarep/report.py'),
+                               'clarep.report.one_filter': ('report.html#one_filter', 'clarep/report.py'),
+                               'clarep.report.sharing_caption': ('report.html#sharing_caption', 'clarep/report.py'),
                                'clarep.report.title': ('report.html#title', 'clarep/report.py'),
                                'clarep.report.to_page': ('report.html#to_page', 'clarep/report.py'),
                                'clarep.report.what_is_left': ('report.html#what_is_left', 'clarep/report.py')},

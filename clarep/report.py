@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEFT', 'CSS', 'what_is_left', 'class_left', 'left_in_clareps', 'choice_says', 'not_shown', 'title', 'judge_says',
-           'frontier_caption', 'energy_caption', 'features_say', 'methods_table', 'by_class', 'to_page']
+           'frontier_caption', 'energy_caption', 'sharing_caption', 'one_filter', 'features_say', 'methods_table',
+           'by_class', 'to_page']
 
 # %% ../nbs/04_report.ipynb #2585697c
 import base64
@@ -36,10 +37,10 @@ def what_is_left(
     def against(best, at):
         mean, half = interval(seeds("selectivity", "clarid", k) - seeds("selectivity", *best))
         told = {"higher": "more selective than", "lower": "less selective than"}.get(verdict(mean, half), "not told apart from")
-        return f"{told} the best control {at}, {best[0].replace('_', ' ')} with {best[1]} ({means[best]:.2f}; difference {plus_minus(mean, half, '+')})"
+        return f"{told} the best control {at}, {best[0].replace('_', ' ')} with {best[1]} ({round(means[best], 2) + 0:.2f}; difference {plus_minus(mean, half, '+')})"
     twins = sorted({m.replace("_", " ") for m, n in same if n == k})
-    return (f"CLAReps, {_where(suffix)}: with {k} directions removed, {seeds('class_retained', 'clarid', k).mean():.2f} of the class and {seeds('background_retained', 'clarid', k).mean():.2f} of the background are left "
-            f"(null condition, 1 is the unprojected latent, ± is over judges of the same images): CLARID is {against((controls.xs(k, level='k').idxmax(), k), 'at that number')}, and {against(controls.idxmax(), 'at any number')}. "
+    return (f"CLAReps, {_where(suffix)}: with {k} directions removed, {seeds('class_retained', 'clarid', k).mean():.2f} of the class and {seeds('background_retained', 'clarid', k).mean():.2f} of the background are left, a selectivity, which is the difference, of {seeds('selectivity', 'clarid', k).mean():.2f} "
+            f"(null condition, 1 is the unprojected latent, ± is over judges of the same images): CLARID is {against((controls.xs(k, level='k').idxmax(), k), 'at that number')}, and {against(controls.idxmax(), 'over all numbers')}. "
             f"The most selective of ours is {ours.idxmax()[0].replace('_', ' ')} with {ours.idxmax()[1]} ({ours.max():.2f})."
             + (f" With this layer and number the very same directions as CLARID's, so no control: {' and '.join(twins)}." if twins else ""))
 
@@ -138,6 +139,23 @@ def energy_caption(
         return f"Where the directions lie: {seen['energy_inside']:.2f} times as much energy on the object as its area would have."
     return "Where the directions lie; how much of it is on the object cannot be said without masks."
 
+
+def sharing_caption(
+    seen: dict[str, float], # metrics of the stage `directions`
+) -> str:
+    "How far images share their directions."
+    return f"How far two images share their directions (mean squared cosine of principal angles): {seen['shared_within']:.2f} within a class, {seen['shared_between']:.2f} between classes, {seen['shared_chance']:.2f} by chance."
+
+
+def one_filter(
+    seen: dict[str, float], # metrics of the stage `directions`
+    layer: str,
+) -> list[str]:             # a sentence where it holds
+    "Whether the directions are no image's own: of a layer that is linear in the latent, such as a first convolution, the Jacobian is the same everywhere."
+    if seen["shared_between"] < 0.999:
+        return []
+    return [f"Every image loses the same directions, since `{layer}` is linear in the latent: CLARID is one fixed filter here, and whether it helps to find directions image by image is not tested."]
+
 # %% ../nbs/04_report.ipynb #a5c9c550
 def features_say(
     table: pd.DataFrame, # of the stage `representation`
@@ -148,7 +166,7 @@ def features_say(
     part = table[(table.set == suffix) & (table.metric == f"ami{suffix}") & (table["class"] == "all")].sort_values("seed")
     after, before = (part[(part.method == m) & (part.k == size)].value.to_numpy() for m, size in (("clarid", k), ("guidance_only", 0)))
     where = _where(suffix) if "background_retained" in set(table.metric) else "held-out images"
-    return f"Canonical Features, {where}: k-means agrees with the classes by an AMI of {after.mean():.3f} ({after.min():.3f} to {after.max():.3f} over its starts), against {before.mean():.3f} ({before.min():.3f} to {before.max():.3f}) for the unprojected latent; 0 is chance (null condition)."
+    return f"Canonical Features, {where}: k-means agrees with the classes by an AMI (adjusted mutual information: 0 is chance, 1 is perfect) of {after.mean():.3f} ({after.min():.3f} to {after.max():.3f} over its starts), against {before.mean():.3f} ({before.min():.3f} to {before.max():.3f}) for the unprojected latent (null condition)."
 
 # %% ../nbs/04_report.ipynb #a7a17737
 LEFT = {"class_retained": "class", "background_retained": "background", "selectivity": "selectivity", "class_retained_guided": "class, guided", "background_retained_guided": "background, guided",

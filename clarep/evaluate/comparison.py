@@ -155,7 +155,7 @@ def trust(
     if least_p(n) * m < 0.05:
         return said + f" With Holm's correction over all of them, the exact sign-flip test leaves {(told.p_holm < 0.05).sum()} below 0.05."
     needed = next(k for k in count(n) if least_p(k) * m < 0.05)
-    few = f"{n} seeds are few: an interval has to be overwhelming to leave zero out. " if n < 5 else ""
+    few = f"{n} seeds are few: only a difference far larger than its spread leaves zero out. " if n < 5 else ""
     return f"{said} {few}With {n} seeds no exact p-value can be below {least_p(n):.3g}; 0.05 after Holm's correction over all of them takes {needed} seeds."
 
 
