@@ -40,12 +40,19 @@ def fixed_in(space: dict[str, list[float]], **values: float | None) -> dict[str,
 def search(
     settings: list[dict[str, float]],
     train: Callable[[dict[str, float]], nn.Module], # a student trained with the settings
-    score: Callable[[nn.Module], dict[str, float]], # on validation images; higher is better, the mean counts
-) -> tuple[dict[str, float], pd.DataFrame]:         # what won, and a row a trial
-    "Train a student with each of the settings, and take those whose student scores best."
-    found = []
-    for chosen in settings:
-        scores = score(train(chosen))
-        found.append({**chosen, **scores, "score": sum(scores.values()) / len(scores)})
+    score: Callable[[nn.Module], dict[str, torch.Tensor]], # on validation images: right or wrong, an entry an image, a test each
+) -> tuple[dict[str, float], pd.DataFrame]:         # what won; a row a trial: settings, accuracies, their mean `score`, `noise` of its difference to the first, and whether it was `chosen`
+    "Train a student with each of the settings, and take those whose student scores best, or the first where the best is not better by more than the noise."
+    found, first = [], None
+    for tried in settings:
+        right = {name: r.double() for name, r in score(train(tried)).items()}
+        first = first or right
+        accuracies = {name: r.mean().item() for name, r in right.items()}
+        noise = math.sqrt(sum((r - first[name]).var().item() / len(r) for name, r in right.items())) / len(right)
+        found.append({**tried, **accuracies, "score": sum(accuracies.values()) / len(right), "noise": noise})
+    if not found:
+        return {}, pd.DataFrame()
     table = pd.DataFrame(found)
-    return (settings[int(table.score.idxmax())] if found else {}), table
+    best = int(table.score.idxmax())
+    place = best if table.score[best] - table.score[0] > table.noise[best] else 0
+    return settings[place], table.assign(chosen=table.index == place)
