@@ -22,7 +22,7 @@ from .comparison import CONTROLS, OWN, against, headlines, name_of, plus_minus, 
 from ..files import DataError, root
 
 # %% ../../nbs/evaluate/dependence.ipynb #2ef8d7af
-TEACHER, LEFT = "teacher_class_acc", ["class_retained", "background_retained"]
+TEACHER, LEFT = "teacher_class_acc", ["class_retained", "background_retained", "background_retained_guided"]
 
 
 def gathered(
@@ -89,15 +89,15 @@ def dependence_table(
     table: pd.DataFrame, # of `along`
     over: str,
 ) -> str:                # Markdown
-    "A row a value: the teacher's samples recognised, class and background left in CLAReps, `ce`, and what `cadistill` gains."
+    "A row a value: the teacher's samples recognised, class and background left in CLAReps (null condition; background also in guided samples, as students see it), `ce`, and what `cadistill` gains."
     told, lines = gains(table, over), []
     metrics, rivals = list(dict.fromkeys(told.metric)), list(dict.fromkeys(told.rival))
-    head = [over, "teacher", "class left", "background left", *(f"`ce`, {name_of(m)}" for m in metrics), *(f"minus `{r}`, {name_of(m)}" for r in rivals for m in metrics)]
+    head = [over, "teacher", "class left", "background left", "background left, guided", *(f"`ce`, {name_of(m)}" for m in metrics), *(f"minus `{r}`, {name_of(m)}" for r in rivals for m in metrics)]
     for value, part in values_of(table, over).items():
         here = told[told.value == value].set_index(["rival", "metric"])
         base = part[part.arm == "ce"].groupby("metric").value.mean()
         known = [part[part.metric == m].value.mean() for m in (TEACHER, *LEFT)]
-        lines.append([value, *("" if pd.isna(v) else f"{v:.3f}" for v in known), *(f"{base[m]:.3f}" for m in metrics),
+        lines.append([value, *("" if pd.isna(v) else f"{v:.2f}" for v in known), *(f"{base[m]:.3f}" for m in metrics),
                       *(plus_minus(here.difference[r, m], here.half[r, m], "+") for r in rivals for m in metrics)])
     also = [f"{name}: {besides}" for name, besides in dict(zip(table.experiment, table.besides)).items() if besides]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---", *["---:"] * (len(head) - 1)], *lines]) + (f"\n\nOther settings that differ: {'; '.join(also)}." if also else "")
@@ -111,17 +111,18 @@ def dependence_figure(
     told = gains(table, over)
     metrics, rivals, parts = list(dict.fromkeys(told.metric)), list(dict.fromkeys(told.rival)), values_of(table, over)
     fig, axes = plt.subplots(1, 1 + len(metrics), figsize=(3 * (1 + len(metrics)), 3.2), layout="constrained")
-    for metric, name, colour, marker in ((TEACHER, "teacher's samples recognised", "#000000", "s"), (LEFT[0], "class left in CLAReps", "#0072B2", "o"), (LEFT[1], "background left in CLAReps", "#D55E00", "^")):
-        axes[0].plot([part[part.metric == metric].value.mean() for part in parts.values()], marker + "-", color=colour, label=name)
-    axes[0].set_ylim(0, 1.02), axes[0].legend(frameon=False, fontsize=8), axes[0].set_title("teacher and CLAReps", fontsize=10), axes[0].set_ylabel("share")
+    for metric, name, colour, marker in ((TEACHER, "teacher's samples recognised", "#000000", "s"), (LEFT[0], "class left in CLAReps", "#0072B2", "o"), (LEFT[1], "background left in CLAReps", "#D55E00", "^"), (LEFT[2], "the same, guided", "#D55E00", "v")):
+        axes[0].plot([part[part.metric == metric].value.mean() for part in parts.values()], marker + ("--" if metric == LEFT[2] else "-"), color=colour, label=name)
+    axes[0].set_ylim(0, 1.02), axes[0].set_title("teacher and CLAReps", fontsize=10), axes[0].set_ylabel("share")
     for ax, metric in zip(axes[1:], metrics):
         for i, (rival, colour, marker) in enumerate(zip(rivals, ("#000000", "#0072B2", "#E69F00", "#009E73"), "osD^")):
             part = told[(told.metric == metric) & (told.rival == rival)]
             ax.errorbar([j + 0.16 * (i - (len(rivals) - 1) / 2) for j in range(len(part))], part.difference, part.half.where(part.seeds > 1, 0.0), fmt=marker, color=colour, capsize=2, ms=5, label=f"minus {rival}")
         ax.axhline(0, color="0.6", lw=0.8), ax.set_title(name_of(metric) + (" (less is better)" if metric == "bg_gap" else ""), fontsize=10)
-    axes[1].set_ylabel(f"{OWN} minus its rival, 95 % over seeds"), axes[-1].legend(frameon=False, fontsize=8)
+    axes[1].set_ylabel(f"{OWN} minus its rival\n(mean and 95 % over seeds)")
+    fig.legend(*map(sum, zip(*(ax.get_legend_handles_labels() for ax in (axes[0], axes[-1]))), ([], [])), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     for ax in axes:
-        ax.set_xticks(range(len(parts)), parts), ax.set_xlim(-0.5, len(parts) - 0.5), ax.set_xlabel(over)
+        ax.set_xticks(range(len(parts)), [name.replace(", ", "\n") for name in parts], fontsize=8), ax.set_xlim(-0.5, len(parts) - 0.5), ax.set_xlabel(over)
     return fig
 
 # %% ../../nbs/evaluate/dependence.ipynb #8aefc4bd
