@@ -41,19 +41,19 @@ preset: $(ENV)             ## write params.yaml from presets/PRESET.yaml: make p
 	python -m clarep.params $(PRESET)
 
 cost: $(ENV)               ## what the present params.yaml will cost, before it runs
-	python -m clarep.cost
+	python -m clarep.pipeline.estimate
 
 bench: $(ENV)              ## the kernel against its rivals, into bench/ (needs a trained teacher: make repro)
-	python -m clarep.clarid.bench
+	python -m clarep.benchmarks.jacobian
 
 rho: $(ENV)                ## the pipeline at five strengths of the tie between class and background, and with fewer and more training images (lighter: make preset PRESET=rho first; two at a time on two cores: make rho JOBS=2 OMP_NUM_THREADS=1)
 	for rho in 0.75 0.5 0.65 0.8 0.95; do dvc exp remove -q rho-$$rho 2>/dev/null; dvc exp run --queue -n rho-$$rho -S data.rho=$$rho || exit 1; done
 	for n in 4000 1000; do dvc exp remove -q train-$$n 2>/dev/null; dvc exp run --queue -n train-$$n -S data.n_train=$$n || exit 1; done
 	dvc exp run --run-all -j $(JOBS)
-	python -m clarep.evaluate.dependence rho-0.75 rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-1000 train-4000
+	python -m clarep.report.dependence rho-0.75 rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-1000 train-4000
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
-	python -m clarep.diffusion.recipes
+	python -m clarep.benchmarks.teacher_recipes
 
 export: $(ENV)             ## notebooks to library
 	nbdev-export

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['SCHEMA', 'DataError', 'root', 'whole', 'save_tensors', 'load_tensors', 'fingerprint', 'scratch', 'forget',
-           'save_json', 'load_json', 'resolve']
+__all__ = ['SCHEMA', 'DataError', 'project_root', 'atomic_write', 'save_tensors', 'load_tensors', 'fingerprint', 'resume_dir',
+           'clear_resume_dir', 'save_json', 'load_json', 'resolve_device']
 
 # %% ../nbs/01_files.ipynb #28adeeb1
 SCHEMA = 1
@@ -32,7 +32,7 @@ class DataError(RuntimeError):
     "An input that is missing or damaged; the message names it and says what to do."
 
 
-def root(
+def project_root(
     start: str | Path = ".", # where to look from, upwards
 ) -> Path: # the folder that holds `dvc.yaml`
     "The project's folder; raises `DataError` outside one."
@@ -44,7 +44,7 @@ def root(
 
 # %% ../nbs/01_files.ipynb #64b25691
 @contextlib.contextmanager
-def whole(
+def atomic_write(
     path: str | Path, # what is to be written, a file or a folder
 ) -> Iterator[Path]: # a temporary name beside it
     "Write under a temporary name; rename when the block ends well, delete when it does not."
@@ -81,7 +81,7 @@ def save_tensors(
     "Write tensors as safetensors with a JSON header, whole or not at all."
     from safetensors.torch import save_file
     meta = {"clarep": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
-    with whole(path) as part:
+    with atomic_write(path) as part:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=meta)
         except SafetensorError as e:
@@ -128,17 +128,17 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def scratch(
+def resume_dir(
     name: str,
     *parts, # what the result depends on, see `fingerprint`
 ) -> Path: # an existing folder; delete it when the job has ended
     "The folder in which a job with these inputs keeps what it needs to go on after an interruption."
-    folder = root() / ".scratch" / f"{name}-{fingerprint(*parts)}"
+    folder = project_root() / ".scratch" / f"{name}-{fingerprint(*parts)}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def forget(folder: Path) -> None:
+def clear_resume_dir(folder: Path) -> None:
     "Delete what a run kept in order to go on; to be called when its result is safe."
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -148,7 +148,7 @@ def save_json(
     content: dict | list,
 ) -> None:
     "Write JSON, whole or not at all."
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -162,7 +162,7 @@ def load_json(path: str | Path, made_by: str = "dvc repro") -> dict | list:
         raise DataError(f"{path} is damaged ({e}); delete it and run `{made_by}`") from e
 
 # %% ../nbs/01_files.ipynb #7fabd44f
-def resolve(
+def resolve_device(
     device: str, # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str,  # "float32", "float64", "bfloat16"
 ) -> tuple[torch.device, torch.dtype]:

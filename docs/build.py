@@ -15,14 +15,9 @@ import nbformat
 
 HOME = Path(__file__).resolve().parent.parent
 SOURCE, SITE = HOME / "_docs" / "source", HOME / "_docs" / "html"
-CHAPTERS = {
-    "The method": ["diffusion/schedule", "diffusion/face", "diffusion/kinds", "diffusion/teacher", "diffusion/ode", "diffusion/standins", "diffusion/train", "diffusion/recipes",
-                   "clarid/jacobian", "clarid/bench", "clarid/identify", "clarid/select", "clarid/controls", "clarid/directions", "clarid/store"],
-    "Students": ["cadistill/students", "cadistill/losses", "cadistill/train", "cadistill/rivals", "cadistill/extra", "cadistill/tune"],
-    "Measurement": ["evaluate/attacks", "evaluate/background", "evaluate/representation", "evaluate/statistics", "evaluate/comparison", "evaluate/dependence"],
-    "The house": ["00_params", "01_files", "02_data", "03_stage", "04_report", "05_sources", "06_cost"],
-    "Stages, as last executed": [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "extra", "tune", "student", "evaluate", "report")],
-}
+FOLDERS = {"The method": ["diffusion", "clarid"], "Students": ["classifiers", "cadistill"], "Measurement": ["evaluate", "report"], "The house": [".", "pipeline"], "Benchmarks": ["benchmarks"]}
+CHAPTERS = {title: [str(p.relative_to(HOME / "nbs"))[:-6] for f in folders for p in sorted((HOME / "nbs" / f).glob("*.ipynb")) if p.stem != "index"] for title, folders in FOLDERS.items()}
+CHAPTERS["Stages, as last executed"] = [f"stages/{s}" for s in ("data", "teacher", "select", "clareps", "representation", "directions", "auxiliary", "tune", "student", "evaluate", "report")]
 OTHERS = sorted(p for p in (HOME / "docs" / "results").glob("*") if p.is_dir())  # reports of other data sets, committed
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 

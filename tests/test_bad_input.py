@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clarep.stage import prepare
+from clarep.pipeline.stage import prepare
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
 
@@ -62,17 +62,17 @@ def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, 
 
 
 @pytest.mark.parametrize("lost, stage, said", [
-    ("runs/clareps/shards/shard-00001.safetensors", ("extra", "--arm", "cadistill"), ("has lost shard-00001.safetensors", "dvc checkout")),
+    ("runs/clareps/shards/shard-00001.safetensors", ("auxiliary", "--arm", "cadistill"), ("has lost shard-00001.safetensors", "dvc checkout")),
     ("runs/teacher/model/unet/diffusion_pytorch_model.safetensors", ("clareps",), ("runs/teacher/model is damaged or incomplete", "dvc repro -f teacher")),
     ("data/prepared/splits", ("teacher",), ("train.safetensors is missing", "dvc repro data")),
-    ("runs/extra/cadistill/tensors.safetensors", ("student", "--arm", "cadistill", "--seed", "0"), ("tensors.safetensors is missing", "dvc repro extra@cadistill")),
+    ("runs/auxiliary/cadistill/tensors.safetensors", ("student", "--arm", "cadistill", "--seed", "0"), ("tensors.safetensors is missing", "dvc repro auxiliary@cadistill")),
     ("runs/student/ce-0/student.safetensors", ("evaluate", "--arm", "ce", "--seed", "0"), ("student.safetensors is missing",)),
 ])
 def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, said):
     outputs = smoke / "runs" / stage[0] / "-".join(stage[2::2])
     before = sorted(outputs.rglob("*"))
     with without(smoke / lost):
-        refused(run("python", "-m", "clarep.stage", *stage), *said, f"stage {stage[0]} failed", ".scratch/executed")
+        refused(run("python", "-m", "clarep.pipeline.stage", *stage), *said, f"stage {stage[0]} failed", ".scratch/executed")
     assert before and set(before) - {smoke / lost} <= set(outputs.rglob("*"))
 
 
@@ -82,11 +82,11 @@ def test_a_truncated_shard_is_named(smoke, run):
     try:
         shard.unlink()
         shard.write_bytes(whole[: len(whole) // 2])
-        refused(run("python", "-m", "clarep.stage", "extra", "--arm", "cadistill"), "shard-00000.safetensors is damaged or cut short", "dvc repro -f clareps")
+        refused(run("python", "-m", "clarep.pipeline.stage", "auxiliary", "--arm", "cadistill"), "shard-00000.safetensors is damaged or cut short", "dvc repro -f clareps")
     finally:
         shard.write_bytes(whole)
 
 
 def test_an_unknown_stage_or_preset_is_answered_with_the_known_ones(run):
-    refused(run("python", "-m", "clarep.stage", "clarep"), "'clareps'")
+    refused(run("python", "-m", "clarep.pipeline.stage", "clarep"), "'clareps'")
     refused(run("python", "-m", "clarep.params", "smok"), "no preset 'smok'; there are: ", "default, fashion-mnist, ", "full, ")

@@ -3,9 +3,9 @@
 import pytest
 from conftest import HOME, copy_of_project, run_in
 
-from clarep.cost import chosen, clareps_work, settled, teacher_of, work
+from clarep.pipeline.estimate import chosen, clareps_work, settled, teacher_of, work
 from clarep.params import apply_preset
-from clarep.stage import STAGES
+from clarep.pipeline.stage import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def works(p, **changes):
 def test_the_command_prices_every_stage_before_anything_has_run(tmp_path):
     home = copy_of_project(tmp_path)
     assert run_in(home, "python", "-m", "clarep.params", "smoke").returncode == 0
-    done = run_in(home, "python", "-m", "clarep.cost", "--limit", "0.05")
+    done = run_in(home, "python", "-m", "clarep.pipeline.estimate", "--limit", "0.05")
     assert done.returncode == 0, done.stderr[-3000:]
     lines = {line.split("|")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("|")}
     assert {*STAGES, "total"} <= set(lines) and "| 60 |" in lines["teacher"]
@@ -45,7 +45,7 @@ def test_twice_the_fraction_is_twice_the_clareps_and_nothing_else(p):
     ({"representation__n_seeds": 1}, {"representation"}),
     ({"student__epochs": 9}, {"student"}),
     ({"compare__seeds": [0]}, {"student", "evaluate"}),
-    ({"compare__arms": ["ce"]}, {"extra", "tune", "student", "evaluate"}),
+    ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student", "evaluate"}),
     ({"tune__trials": 1, "tune__trial_epochs": 3}, {"tune"}),
     ({"student__learning_rate": 1.0}, set()),
 ])

@@ -11,7 +11,7 @@ from clarep.params import SECTION_OF, load_params, stage_settings
 
 HOME = Path(__file__).resolve().parent.parent
 LIBRARY = sorted(p for p in (HOME / "nbs").rglob("*.ipynb") if not {"stages", ".ipynb_checkpoints"} & set(p.parts))
-GIVEN_BY_THE_RUNNER = {stage: {"arm"} for stage in ("extra", "tune", "student", "evaluate")}
+GIVEN_BY_THE_RUNNER = {stage: {"arm"} for stage in ("auxiliary", "tune", "student", "evaluate")}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(HOME / "nbs")))

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 COLOURS = {"black frame": (10, 10, 10), "blue cross": (50, 80, 230), "cyan saltire": (60, 220, 220),
            "green square": (40, 200, 60), "red disc": (220, 40, 40), "white ring": (240, 240, 240), "yellow bar": (230, 220, 40)}
 OVERRIDES = {"data": {"name": "imagefolder", "path": "pictures"},
-             "select": {"probe_epochs": 40, "t_es": [100]}, "representation": {"probe_epochs": 40, "ks": [8]}, "compare": {"seeds": [0]}, "directions": {"n_a_class": 3}}
+             "select": {"probe_epochs": 40, "timesteps": [100]}, "representation": {"probe_epochs": 40, "num_directions": [8]}, "compare": {"seeds": [0]}, "directions": {"n_per_class": 3}}
 pytestmark = pytest.mark.xdist_group("other data")
 
 

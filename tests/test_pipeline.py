@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 from conftest import copy_of_project, run_in
 
-from clarep.cost import chosen, clareps_work, settled, spent
-from clarep.data import Images
+from clarep.pipeline.estimate import chosen, clareps_work, settled, spent
+from clarep.images import Images
 from clarep.evaluate.representation import OURS
 from clarep.files import fingerprint
 from clarep.params import load_params
-from clarep.stage import STAGES
+from clarep.pipeline.stage import STAGES
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
 
@@ -113,13 +113,13 @@ def test_saving_a_stage_notebook_for_its_outputs_reruns_only_the_strip_stage(smo
 
 def test_another_k_reruns_clareps_and_what_follows_and_the_way_back_is_free(run):
     there = run("dvc", "exp", "run", "-S", "clareps.k=4", "evaluate@cadistill-0")
-    assert ran(there) == {"prepare", "clareps", "extra@cadistill", "tune@cadistill", "student@cadistill-0", "evaluate@cadistill-0"}
+    assert ran(there) == {"prepare", "clareps", "auxiliary@cadistill", "tune@cadistill", "student@cadistill-0", "evaluate@cadistill-0"}
     assert ran(run("dvc", "exp", "run", "-S", "clareps.k=8")) <= {"report"}
 
 
 def test_killed_training_goes_on_and_ends_with_the_same_bytes(smoke):
     straight = fingerprint(smoke / "runs/teacher/model")
-    command = [os.fspath(Path(os.sys.executable)), "-m", "clarep.stage", "teacher"]
+    command = [os.fspath(Path(os.sys.executable)), "-m", "clarep.pipeline.stage", "teacher"]
     job = subprocess.Popen(command, cwd=smoke, env={**os.environ, "PYTHONPATH": str(smoke)}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
     while not list((smoke / ".scratch").glob("teacher-*/state.safetensors")):
@@ -128,7 +128,7 @@ def test_killed_training_goes_on_and_ends_with_the_same_bytes(smoke):
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     assert fingerprint(smoke / "runs/teacher/model") == straight
-    done = run_in(smoke, "python", "-m", "clarep.stage", "teacher")
+    done = run_in(smoke, "python", "-m", "clarep.pipeline.stage", "teacher")
     assert done.returncode == 0 and "going on from step" in done.stdout, done.stdout + done.stderr
     assert fingerprint(smoke / "runs/teacher/model") == straight
     assert not list((smoke / ".scratch").glob("teacher-*"))

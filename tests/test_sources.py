@@ -8,7 +8,7 @@ import pytest
 from conftest import copy_of_project, run_in
 from PIL import Image
 
-from clarep.data import Images
+from clarep.images import Images
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
@@ -63,7 +63,7 @@ def test_an_image_folder_goes_in_by_params_alone(home):
 def test_a_hub_data_set_that_is_not_in_the_cache_is_named_with_the_command_that_fetches_it(home, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     set_data(home, name="someone/no-such-set", path="null")
-    done = run_in(home, "python", "-m", "clarep.stage", "data")
+    done = run_in(home, "python", "-m", "clarep.pipeline.stage", "data")
     assert done.returncode != 0
     for part in ("`data.name`: someone/no-such-set is not in the local Hugging Face cache", str(tmp_path / "hf" / "hub"), "`hf download --repo-type dataset someone/no-such-set`"):
         assert part in done.stdout + done.stderr, done.stdout[-2000:] + done.stderr[-2000:]
