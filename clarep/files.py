@@ -5,6 +5,7 @@
 # %% ../nbs/01_files.ipynb #1297e12f
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -12,6 +13,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['SCHEMA', 'DataError', 'project_root', 'atomic_write', 'save_tensors', 'load_tensors', 'fingerprint', 'resume_dir',
-           'clear_resume_dir', 'save_json', 'load_json', 'resolve_device']
+__all__ = ['SCHEMA', 'PACKAGE', 'DataError', 'project_root', 'atomic_write', 'save_tensors', 'load_tensors', 'fingerprint',
+           'resume_dir', 'clear_resume_dir', 'module_file', 'imported_modules', 'import_closure', 'code_digest',
+           'optimizer_tensors', 'load_optimizer', 'save_json', 'load_json', 'resolve_device']
 
 # %% ../nbs/01_files.ipynb #28adeeb1
 SCHEMA = 1
@@ -141,6 +144,99 @@ def resume_dir(
 def clear_resume_dir(folder: Path) -> None:
     "Delete what a run kept in order to go on; to be called when its result is safe."
     shutil.rmtree(folder, ignore_errors=True)
+
+# %% ../nbs/01_files.ipynb #27771e75
+PACKAGE = Path(__file__).resolve().parent if "__file__" in globals() else project_root() / "clarep"
+
+
+def module_file(
+    module: str, # such as `clarep.clarid.jacobian`
+    package: Path = PACKAGE,
+) -> Path | None: # None for a name that is no module of the package
+    "Where a module of this package lies."
+    path = package.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return path if module.startswith("clarep.") and path.is_file() else None
+
+
+def imported_modules(
+    body: list[ast.stmt], # of a module or a cell
+    module: str = "",     # whose body it is, for relative imports
+    package: Path = PACKAGE,
+) -> set[str]:            # such as `clarep.files`
+    "The modules of this package that some code imports, inside functions too."
+    names = set()
+    for node in (n for statement in body for n in ast.walk(statement)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[:-node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return {name for name in names if module_file(name, package)}
+
+
+@cache
+def _parsed(path: Path, _changed: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def import_closure(
+    *modules: str,
+    package: Path = PACKAGE,
+) -> dict[str, ast.Module]: # module: its syntax tree, in order of names
+    "Modules of this package and all that they import of it; raises `DataError` for one that is not there."
+    trees, todo = {}, sorted(modules)
+    while todo:
+        if (name := todo.pop()) in trees:
+            continue
+        if (path := module_file(name, package)) is None:
+            raise DataError(f"{name} is no module of {package}; `make export` writes the modules from the notebooks")
+        trees[name] = _parsed(path, path.stat().st_mtime_ns)
+        todo += imported_modules(trees[name].body, name, package)
+    return dict(sorted(trees.items()))
+
+
+def code_digest(
+    *modules: str, # such as `clarep.diffusion.train`
+    package: Path = PACKAGE,
+) -> str:          # 16 hex digits
+    "A name for what modules do, with all that they import of this package; comments and docstrings do not count."
+    return fingerprint(*([name, _skeleton(tree)] for name, tree in import_closure(*modules, package=package).items()))
+
+
+def _skeleton(node):
+    if isinstance(node, list):
+        return [_skeleton(n) for n in node]
+    if not isinstance(node, ast.AST):
+        return node if isinstance(node, str | int | float | bool | None) else repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if name != "kind" and value not in (None, [])}
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    return [type(node).__name__, {name: _skeleton(value) for name, value in fields.items()}]
+
+# %% ../nbs/01_files.ipynb #5cb2a41a
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, torch.Tensor]: # "parameter.name": value
+    "What an optimizer has gathered, as a flat table."
+    import torch
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, kept in state.items() for name, value in kept.items()}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, # of the same parameters; changed in place
+    tensors: dict[str, torch.Tensor], # of `optimizer_tensors`
+) -> None:
+    "Put back what `optimizer_tensors` has read, laid out in memory as the parameters are."
+    import torch
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        i, name = key.split(".", 1)
+        state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for p, kept in optimizer.state.items():
+        kept.update({name: torch.empty_like(p).copy_(v) for name, v in kept.items() if name != "step"})
 
 # %% ../nbs/01_files.ipynb #60f18cb9
 def save_json(
