@@ -29,8 +29,8 @@ class Schedule:
             raise DataError(f"the scheduler's prediction_type is {self.prediction_type!r}; allowed: {', '.join(types)}")
 
     def _table(self) -> tuple[list[float], list[float]]:
-        squared = [float(a) for a in self.scheduler.alphas_cumprod]
-        return [a**0.5 for a in squared], [(1 - a) ** 0.5 for a in squared]
+        alphas = [float(a) for a in self.scheduler.alphas_cumprod] # diffusers' are squares
+        return [a**0.5 for a in alphas], [(1 - a) ** 0.5 for a in alphas]
 
     def __len__(self) -> int:
         "Number of timesteps."
