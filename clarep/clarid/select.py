@@ -132,9 +132,9 @@ def most_selective(
     selectivity = candidates.class_retained - candidates.background_retained
     equal = candidates[selectivity >= selectivity.max() - tolerance]
     best = equal.loc[equal.background_retained.idxmin()]
-    return _choice(best, f"{len(candidates)} settings keep at least {min_class_retained:g} of the class; {len(equal)} of "
-                   f"them are within {tolerance:g} of the most selective ({selectivity.max():.2f}); of those, this one "
-                   f"retains least background ({best.background_retained:.2f}; class {best.class_retained:.2f})")
+    return _choice(best, f"{len(candidates)} settings keep at least {min_class_retained:g} of the class; {len(equal)} "
+                   f"of them are within {tolerance:g} of the most selective ({selectivity.max():.2f}); of those, this "
+                   f"one retains least background ({best.background_retained:.2f}; class {best.class_retained:.2f})")
 
 
 def most_removed(
@@ -150,9 +150,9 @@ def most_removed(
     if candidates.empty:
         return _most_class(rows, min_class_retained)
     best = candidates.loc[candidates.energy.idxmax()]
-    return _choice(best, f"{t_e} is the latest timestep that gives back {min_reconstruction:g} of the class that any does; "
-                   f"there, up to the elbow, this setting removes most of the energy ({best.energy:.2f}) and keeps "
-                   f"{best.class_retained:.2f} of the class")
+    return _choice(best, f"{t_e} is the latest timestep that gives back {min_reconstruction:g} of the class that any "
+                   f"does; there, up to the elbow, this setting removes most of the energy ({best.energy:.2f}) and "
+                   f"keeps {best.class_retained:.2f} of the class")
 
 
 def choose(table: pd.DataFrame, min_class_retained: float, min_reconstruction: float) -> Choice:
@@ -242,7 +242,7 @@ def sensitivity_map(
     k: int,
     metrics: tuple[str, ...] = ("class_retained", "background_retained", "selectivity"),
 ) -> Figure:
-    "A heat map of each metric (rows) and layer (columns) over timestep and number of directions; the selection is framed."
+    "Heat maps over timestep and k, one per metric (rows) and layer (columns); the selection is framed."
     table = table[table.k > 0]
     grids = {name: part.pivot(index="t_e", columns="k") for name, part in table.groupby("layer", sort=False)}
     metrics = [m for m in metrics if m in table]
@@ -256,9 +256,10 @@ def sensitivity_map(
         fig.colorbar(image, ax=row, shrink=0.9)
     for top, bottom, name in zip(axes[0], axes[-1], grids):
         top.set_title(name, fontsize=10), bottom.set_xlabel("directions removed, k")
-    values = table.set_index(["t_e", "layer", "k"])[metrics[-1]]
-    fig.suptitle(f"{metrics[-1].replace('_', ' ')} is {values[t_e, layer, k]:.2f} at the selected $t_e$ = {t_e}, {layer}, "
-                 f"k = {k};\nthe best of {len(values)} settings has {values.max():.2f}", fontsize=10)
+    best, name = table[metrics[-1]].max(), metrics[-1].replace("_", " ").capitalize()
+    own = table.set_index(["t_e", "layer", "k"])[metrics[-1]][t_e, layer, k]
+    fig.suptitle(f"{name} is {own:.2f} at the selected $t_e$ = {t_e}, {layer}, k = {k};\n"
+                 f"the best of {len(table)} settings has {best:.2f}", fontsize=10)
     return fig
 
 
