@@ -60,8 +60,8 @@ def hsic(K: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
     "Unbiased HSIC of two Gram matrices `n n` (Song et al. 2012, Eq. 5); needs n of 4 or more."
     n = len(K)
     K, L = (G - torch.diag(G.diagonal()) for G in (K, L))
-    cross = 2 * (K.sum(0) @ L.sum(1)) / (n - 2)
-    return ((K * L).sum() + K.sum() * L.sum() / ((n - 1) * (n - 2)) - cross) / (n * (n - 3))
+    trace, sums = (K * L).sum(), K.sum() * L.sum() / ((n - 1) * (n - 2))
+    return (trace + sums - 2 * (K.sum(0) @ L.sum(1)) / (n - 2)) / (n * (n - 3))
 
 
 def cka(

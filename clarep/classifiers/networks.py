@@ -93,7 +93,7 @@ def count_features(body: nn.Module, name: str, image_size: int) -> int:
 
 # %% ../../nbs/classifiers/01_networks.ipynb #8a37496c
 class TimmStudent(nn.Module):
-    "A network of timm under a linear head, for images in [-1, 1], `b 3 h w`; raises `ValueError` for a wrong name or size."
+    "A network of timm under a linear head; raises `ValueError` for an unknown name or an impossible size."
 
     def __init__(self, name: str, num_classes: int, image_size: int):
         super().__init__()
