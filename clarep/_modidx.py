@@ -681,6 +681,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'clarep/evaluate/statistics.py'),
                                             'clarep.evaluate.statistics.mean_ranks': ( 'evaluate/statistics.html#mean_ranks',
                                                                                        'clarep/evaluate/statistics.py'),
+                                            'clarep.evaluate.statistics.metric_name': ( 'evaluate/statistics.html#metric_name',
+                                                                                        'clarep/evaluate/statistics.py'),
                                             'clarep.evaluate.statistics.rows': ( 'evaluate/statistics.html#rows',
                                                                                  'clarep/evaluate/statistics.py'),
                                             'clarep.evaluate.statistics.save_metrics': ( 'evaluate/statistics.html#save_metrics',
