@@ -151,10 +151,10 @@ def extract(
     batch_size: int,
     shard_size: int,     # CLAReps per file
     seed: int = 0,
-    **provenance,        # anything JSON holds: stage, teacher, dtype
+    provenance: dict | None = None, # anything JSON holds: stage, teacher's fingerprint, dtype
 ) -> CLAReps:
     "CLARID on many images, written as a set of shards."
-    provenance, counts = {"seed": seed, **provenance}, []
+    header, counts = {"seed": seed, **(provenance or {})}, []
     with tqdm(total=len(index), desc="CLAReps", unit="image") as bar:
         for number, shard in enumerate(index.split(shard_size)):
             parts = []
@@ -163,9 +163,9 @@ def extract(
                 parts.append(clarid(teacher, to_unit(images.images[part]), images.labels[part], index=part,
                                     generator=generator, **hyperparameters.arguments()))
                 bar.update(len(part))
-            save_shard(folder, number, concatenate(parts), hyperparameters, **provenance)
+            save_shard(folder, number, concatenate(parts), hyperparameters, **header)
             counts.append(len(shard))
-    finish(folder, counts, hyperparameters, **provenance)
+    finish(folder, counts, hyperparameters, **header)
     return CLAReps(folder)
 
 # %% ../../nbs/clarid/02_identify.ipynb #e0484fa1
