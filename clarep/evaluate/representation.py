@@ -295,8 +295,8 @@ def frontier_figure(
         row[0].set_ylabel(f"class retained: CLARID and {role}s"), row[-1].legend(frameon=False, fontsize=8)
     for top, bottom, s in zip(axes[0], axes[-1], sets):
         own = mean.loc[s, "clarid", k]
-        background = f" and {own.background_retained:.0%} of the background" if known else ""
-        top.set_title(f"{s}: CLARID (k = {k}) retains {own.class_retained:.0%} of the class{background}", fontsize=9)
+        background = f", background {own.background_retained:.0%}" if known else ""
+        top.set_title(f"{s}, k = {k}: CLARID retains class {own.class_retained:.0%}{background}", fontsize=9)
         bottom.set_xlabel("background retained" if known else "directions removed")
     return fig
 
