@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['MEASUREMENTS', 'FEW', 'Latents', 'mask_correlation', 'change_inside', 'clusters', 'linear_probe', 'within_between',
            'retention_rows', 'class_rows', 'wrong_class_rows', 'mask_rows', 'feature_rows', 'invert_images',
-           'measure_set', 'measure', 'frontier_figure', 'samples_figure', 'guided_accuracy', 'training_accuracy',
-           'teacher_figure', 'choice_regret']
+           'measure_set', 'measure', 'train_probes', 'headline', 'frontier_figure', 'samples_figure', 'guided_accuracy',
+           'training_accuracy', 'teacher_figure', 'choice_regret']
 
-# %% ../../nbs/evaluate/representation.ipynb #de745c40
+# %% ../../nbs/evaluate/representation.ipynb #8ee90fb0
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,11 +30,12 @@ from ..clarid.identify import pooled_features
 from ..clarid.select import probe_sweep, regrets
 from ..clarid.store import Hyperparameters
 from ..classifiers.networks import accuracy, predict
-from ..classifiers.probes import probe_accuracies, retention
-from ..classifiers.splits import known_labels
+from ..classifiers.probes import probe_accuracies, retention, train_probe
+from ..classifiers.splits import background_sets, known_labels, load_split
 from ..diffusion.ode import invert, sample
 from ..diffusion.teacher import Teacher
 from .background import accuracy_by_class
+from .statistics import metric_name
 from ..images import Images, class_balanced, shown_classes, to_unit
 
 # %% ../../nbs/evaluate/representation.ipynb #f70ec115
@@ -243,6 +246,34 @@ def measure(
         rows += [(name, *row) for row in part]
     return pd.DataFrame(rows, columns=MEASUREMENTS), samples
 
+# %% ../../nbs/evaluate/representation.ipynb #c75cb878
+def train_probes(
+    splits: str | Path, # folder in which stage `data` wrote
+    epochs: int,
+    n_seeds: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, list[dict[str, nn.Module]]]: # set: for each seed: what it reads, and the probe
+    "Independent probes of the class and, where it is known, of the background."
+    probes = {}
+    for s in background_sets(splits):
+        images = load_split("probes", splits, s)
+        probes[s] = [{what: train_probe(images, target, epochs, seed + n, device, f"probe {n} of {what}, {s}")
+                      for what, target in known_labels(images).items()} for n in range(n_seeds)]
+    return probes
+
+# %% ../../nbs/evaluate/representation.ipynb #35575b6b
+def headline(
+    table: pd.DataFrame, # columns `MEASUREMENTS`
+    k: int,
+) -> dict[str, float]: # "method.metric", the metric by its contracted name
+    "Class retained, background retained and selectivity of every method at one k, under the null condition."
+    metrics = ["class_retained", "background_retained", "selectivity"]
+    part = table[table.metric.isin(metrics) & (table.condition == "null") & (table["class"] == "all")
+                 & (table.k == k) & (table.method != "guidance_only")]
+    names = [f"{row.method}.{metric_name(row.metric, row.condition, row.set)}" for row in part.itertuples()]
+    return part.value.groupby(names).mean().to_dict()
+
 # %% ../../nbs/evaluate/representation.ipynb #7639d045
 def frontier_figure(
     table: pd.DataFrame, # columns `MEASUREMENTS`
@@ -264,8 +295,8 @@ def frontier_figure(
         row[0].set_ylabel(f"class retained: CLARID and {role}s"), row[-1].legend(frameon=False, fontsize=8)
     for top, bottom, s in zip(axes[0], axes[-1], sets):
         own = mean.loc[s, "clarid", k]
-        background = f" and {own.background_retained:.0%} of the background" if known else ""
-        top.set_title(f"{s}: CLARID (k = {k}) retains {own.class_retained:.0%} of the class{background}", fontsize=9)
+        background = f", background {own.background_retained:.0%}" if known else ""
+        top.set_title(f"{s}, k = {k}: CLARID retains class {own.class_retained:.0%}{background}", fontsize=9)
         bottom.set_xlabel("background retained" if known else "directions removed")
     return fig
 
@@ -277,7 +308,7 @@ def _curve(ax, curve: pd.DataFrame, k: int, name: str, method: Method, known: bo
             label=name.replace("_", " "))
     ax.plot(x[k], curve.class_retained[k], method.marker[0], color=method.color, ms=9)
 
-# %% ../../nbs/evaluate/representation.ipynb #1e15237e
+# %% ../../nbs/evaluate/representation.ipynb #1c32f87c
 def samples_figure(
     samples: dict[str, Latents], # of `measure`
     test: dict[str, Images],
@@ -296,7 +327,7 @@ def samples_figure(
         ax.set_title(f"{s}: what remains without {k} directions, null condition", fontsize=10)
     return fig
 
-# %% ../../nbs/evaluate/representation.ipynb #141f8991
+# %% ../../nbs/evaluate/representation.ipynb #9f08c444
 def guided_accuracy(
     teacher: Teacher,
     probe: nn.Module,             # of the class
@@ -337,7 +368,7 @@ def teacher_figure(
     fig.suptitle(f"The probe recognises {guided[guidance]['all']:.1%} of samples at guidance {guidance:g}", fontsize=10)
     return fig
 
-# %% ../../nbs/evaluate/representation.ipynb #2b913868
+# %% ../../nbs/evaluate/representation.ipynb #e8ed2d83
 def choice_regret(
     teacher: Teacher,
     images: Images,               # held out
