@@ -41,7 +41,7 @@ def photo(
     scale = 512 / min(image.size)
     return np.asarray(image.resize([round(s * scale) for s in image.size], Image.Resampling.LANCZOS))
 
-
+# %% ../nbs/03_digits.ipynb #45c0a2f7
 def split_of_tile(row: int, column: int) -> str:
     "The split that a tile of a photograph belongs to."
     return (["train"] * 3 + ["validation", "test"])[(2 * row + column) % 5]
@@ -163,7 +163,7 @@ def read_idx(
     except (OSError, EOFError, IndexError, struct.error, ValueError, zlib.error) as e:
         raise DataError(f"{path} is not a whole IDX file: {e}") from e
 
-
+# %% ../nbs/03_digits.ipynb #ad1260bf
 def shapes_of(
     split: str,                 # one of `SPLITS`
     objects: str | Path | None, # a folder of IDX files; `DRAWN`; None: the handwritten digits

@@ -80,7 +80,7 @@ def by_split(
     "What a source has for each split, whichever of `SPLIT_WORDS` it uses."
     return {split: names[word] for split, words in SPLIT_WORDS.items() for word in words[::-1] if word in names}
 
-
+# %% ../nbs/04_sources.ipynb #9c15679b
 def class_folders(
     folder: str | Path,
 ) -> dict[str, dict[str, Path]]: # split: class: its folder
@@ -142,7 +142,7 @@ def check_parts(folder: str | Path) -> None:
         if n < int(total):
             print(f"{stem}: {n} of {int(total)} parts are here; the others are left out")
 
-
+# %% ../nbs/04_sources.ipynb #7417535e
 def parquet_streams(
     folder: str | Path,
     columns: list[str] | None = None, # all of them when None; only these are read, where the format allows it
@@ -172,7 +172,7 @@ def snapshot_of(
                         f"(after `hf auth login` if it is gated){hint}") from e
     return Path(path)
 
-
+# %% ../nbs/04_sources.ipynb #b10e28e8
 def hub_streams(
     name: str,                        # such as `uoft-cs/cifar10`
     columns: list[str] | None = None, # all of them when None
@@ -224,10 +224,10 @@ def image_column(features: datasets.Features) -> str:
         return encoded or isinstance(feature, datasets.Image) or feature == datasets.Value("binary")
     return _only([c for c, f in features.items() if holds_images(f)], features, "images", "keep one of them")
 
-
+# %% ../nbs/04_sources.ipynb #0b7a7cd9
 def label_column(
     features: datasets.Features,
-    label: str | None = None, # the column's name, where it cannot be found by its type
+    label: str | None = None, # the column's name, where its type does not tell it
 ) -> str:
     "The column of the class: a ClassLabel, else words or whole numbers; raises `DataError` unless there is just one."
     if label is not None:
@@ -334,7 +334,7 @@ def select_rows(
         _require_classes(goal, [c for _, c, _ in sets[goal]], list(rest))
     return {goal: sets[goal] for goal in ("train", "validation", "test")}
 
-
+# %% ../nbs/04_sources.ipynb #63156c8d
 def _require_classes(goal: str, labels: list[int], names: list[str]) -> None:
     least = 2 if goal == "test" else 1  # a comparison of images of a class needs two
     if few := [name for c, name in enumerate(names) if labels.count(c) < least]:
@@ -450,7 +450,7 @@ def photo_sets(
             "probe-recoloured": make("train", "probe", **even, **texture),
             "test-mixed_rand-recoloured": make("test", "test", variant="mixed_rand", **texture)}
 
-
+# %% ../nbs/04_sources.ipynb #bb2a122e
 def drawn_sets(
     settings: dict, # section `data` and the seed
 ) -> dict[str, Images]: # `train`, `validation-original`, `test-original`
@@ -460,8 +460,8 @@ def drawn_sets(
     return {goal if goal == "train" else f"{goal}-original": replace(images, mask=None, background=None)
             for goal, images in sets.items()}
 
-
-BUILDERS = {"digits-on-photos": photo_sets, DRAWN: drawn_sets}  # `data.name` of images that are made here
+# %% ../nbs/04_sources.ipynb #74991091
+BUILDERS = {"digits-on-photos": photo_sets, DRAWN: drawn_sets}  # by `data.name`; all others are read
 
 
 def prepare_sets(
