@@ -13,7 +13,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test lab check docs readme preset cost bench rho recipes export clean active-env
+.PHONY: repro test lab check docs readme preset cost bench rho recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -34,19 +34,20 @@ check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, 
 docs: $(ENV)               ## the site, into _docs
 	python docs/build.py
 
-readme: $(ENV)             ## copy what was found from the report into README.md
+readme: $(ENV)             ## copy the table of the default's report into README.md
 	python docs/readme.py
 
-preset: $(ENV)             ## write params.yaml from presets/PRESET.yaml: make preset PRESET=smoke
+preset: $(ENV)             ## write params.yaml from presets: make preset PRESET=smoke, or PRESET="imagenet-dit-xl smoke"
 	python -m clarep.params $(PRESET)
 
 cost: $(ENV)               ## what the present params.yaml will cost, before it runs
 	python -m clarep.pipeline.estimate
 
-bench: $(ENV)              ## the kernel against its rivals, into bench/ (needs a trained teacher: make repro)
+bench: $(ENV)              ## the kernel beside other algorithms, into bench/ (needs a trained teacher: make repro)
 	python -m clarep.benchmarks.jacobian
 
-rho: $(ENV)                ## the pipeline at five strengths of the tie between class and background, and with fewer and more training images (lighter: make preset PRESET=rho first; two at a time on two cores: make rho JOBS=2 OMP_NUM_THREADS=1)
+# Lighter with `make preset PRESET=rho` first; two at a time on two cores: make rho JOBS=2 OMP_NUM_THREADS=1
+rho: $(ENV)                ## the pipeline at five strengths of the tie between class and background, and two numbers of images
 	for rho in 0.75 0.5 0.65 0.8 0.95; do dvc exp remove -q rho-$$rho 2>/dev/null; dvc exp run --queue -n rho-$$rho -S data.rho=$$rho || exit 1; done
 	for n in 4000 1000; do dvc exp remove -q train-$$n 2>/dev/null; dvc exp run --queue -n train-$$n -S data.n_train=$$n || exit 1; done
 	dvc exp run --run-all -j $(JOBS)
@@ -55,9 +56,15 @@ rho: $(ENV)                ## the pipeline at five strengths of the tie between 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	python -m clarep.benchmarks.teacher_recipes
 
-export: $(ENV)             ## notebooks to library
-	nbdev-export
+findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
+	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb
 	nbdev-clean
+
+export: $(ENV)             ## notebooks to library; parameters cells; what stages depend on
+	nbdev-export
+	python -m clarep.pipeline.prepare --parameters
+	nbdev-clean
+	dvc repro -q --single-item prepare
 
 clean:                     ## what can be made again; never data, runs or the DVC cache
 	rm -rf .venv .scratch _docs _proc .pytest_cache .ruff_cache *.egg-info

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from clarep.pipeline.stage import prepare
+from clarep.pipeline.prepare import prepare
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
 
@@ -40,14 +39,17 @@ def refused(done, *said):
         assert part in done.stdout + done.stderr, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("change, said", [
-    (("  k: 8", "  kk: 8"), "did you mean `k`"),
-    (("  k: 8", "  k: 1000"), "a latent has only 3*16*16 = 768"),
-    (("  t_e: 100", "  t_e: 1000"), "allowed: 1 to 999"),
-    (("layer: mid_block", "layer: middle"), "it has: conv_in, down_blocks.0"),
-    (("rho: 0.75", "rho: high"), "`data.rho`: 'high'"),
-    (("  k: 8 ", "  # "), "`clareps.k`: missing"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (("  k: 8", "  kk: 8"), "did you mean `k`"),
+        (("  k: 8", "  k: 1000"), "a latent has only 3*16*16 = 768"),
+        (("  t_e: 100", "  t_e: 1000"), "allowed: 1 to 999"),
+        (("layer: mid_block", "layer: middle"), "it has: conv_in, down_blocks.0"),
+        (("rho: 0.75", "rho: high"), "`data.rho`: 'high'"),
+        (("  k: 8 ", "  # "), "`clareps.k`: missing"),
+    ],
+)
 def test_impossible_settings_are_refused_by_name(smoke, monkeypatch, change, said):
     monkeypatch.chdir(smoke)
     with edited(smoke / "params.yaml", *change), pytest.raises(ValueError, match=re.escape(said)):
@@ -61,18 +63,39 @@ def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, 
         assert (smoke / output).is_file()
 
 
-@pytest.mark.parametrize("lost, stage, said", [
-    ("runs/clareps/shards/shard-00001.safetensors", ("auxiliary", "--arm", "cadistill"), ("has lost shard-00001.safetensors", "dvc checkout")),
-    ("runs/teacher/model/unet/diffusion_pytorch_model.safetensors", ("clareps",), ("runs/teacher/model is damaged or incomplete", "dvc repro -f teacher")),
-    ("data/prepared/splits", ("teacher",), ("train.safetensors is missing", "dvc repro data")),
-    ("runs/auxiliary/cadistill/tensors.safetensors", ("student", "--arm", "cadistill", "--seed", "0"), ("tensors.safetensors is missing", "dvc repro auxiliary@cadistill")),
-    ("runs/student/ce-0/student.safetensors", ("evaluate", "--arm", "ce", "--seed", "0"), ("student.safetensors is missing",)),
-])
+@pytest.mark.parametrize(
+    "lost, stage, said",
+    [
+        (
+            "runs/clareps/shards/shard-00001.safetensors",
+            ("auxiliary", "--arm", "cadistill"),
+            ("has lost shard-00001.safetensors", "dvc checkout"),
+        ),
+        (
+            "runs/teacher/model/unet/diffusion_pytorch_model.safetensors",
+            ("clareps",),
+            ("runs/teacher/model is damaged or incomplete", "dvc repro -f teacher"),
+        ),
+        ("data/prepared/splits", ("teacher",), ("train.safetensors is missing", "dvc repro data")),
+        (
+            "runs/auxiliary/cadistill/tensors.safetensors",
+            ("student", "--arm", "cadistill", "--seed", "0"),
+            ("tensors.safetensors is missing", "dvc repro auxiliary@cadistill"),
+        ),
+        (
+            "runs/student/ce-0/student.safetensors",
+            ("evaluate", "--arm", "ce", "--seed", "0"),
+            ("student.safetensors is missing",),
+        ),
+    ],
+)
 def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, said):
     outputs = smoke / "runs" / stage[0] / "-".join(stage[2::2])
     before = sorted(outputs.rglob("*"))
     with without(smoke / lost):
-        refused(run("python", "-m", "clarep.pipeline.stage", *stage), *said, f"stage {stage[0]} failed", ".scratch/executed")
+        refused(
+            run("python", "-m", "clarep.pipeline.stage", *stage), *said, f"stage {stage[0]} failed", ".scratch/executed"
+        )
     assert before and set(before) - {smoke / lost} <= set(outputs.rglob("*"))
 
 
@@ -82,11 +105,21 @@ def test_a_truncated_shard_is_named(smoke, run):
     try:
         shard.unlink()
         shard.write_bytes(whole[: len(whole) // 2])
-        refused(run("python", "-m", "clarep.pipeline.stage", "auxiliary", "--arm", "cadistill"), "shard-00000.safetensors is damaged or cut short", "dvc repro -f clareps")
+        refused(
+            run("python", "-m", "clarep.pipeline.stage", "auxiliary", "--arm", "cadistill"),
+            "shard-00000.safetensors is damaged or cut short",
+            "dvc repro -f clareps",
+        )
     finally:
         shard.write_bytes(whole)
 
 
 def test_an_unknown_stage_or_preset_is_answered_with_the_known_ones(run):
     refused(run("python", "-m", "clarep.pipeline.stage", "clarep"), "'clareps'")
-    refused(run("python", "-m", "clarep.params", "smok"), "no preset 'smok'; there are: ", "default, fashion-mnist, ", "full, ")
+    refused(
+        run("python", "-m", "clarep.params", "smok"),
+        "no preset 'smok'; there are: ",
+        "default, fashion-mnist, ",
+        "full, ",
+    )
+    refused(run("python", "-m", "clarep.params", "imagenet-dit-xl", "smok"), "no preset 'smok'")

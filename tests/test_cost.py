@@ -3,8 +3,8 @@
 import pytest
 from conftest import HOME, copy_of_project, run_in
 
-from clarep.pipeline.estimate import chosen, clareps_work, settled, teacher_of, work
 from clarep.params import apply_preset
+from clarep.pipeline.estimate import chosen, clareps_work, settled, teacher_of, work
 from clarep.pipeline.stage import STAGES
 
 

@@ -1,4 +1,4 @@
-"""Images of one's own, by params.yaml alone: a folder as it comes, and a data set of the hub that is not there."""
+"""Other images by params.yaml alone: a folder as it comes, and a data set of the hub that is not there."""
 
 import re
 from pathlib import Path
@@ -23,10 +23,11 @@ def set_data(home: Path, **values: str) -> None:
 
 
 def picture(rng: np.random.Generator, label: int, mode: str) -> Image.Image:
-    """Noise around a brightness that tells the class, of any size."""
-    height, width = rng.integers(18, 70, 2)
-    noise = rng.normal(20 + 34 * label, 5, (height, width)).clip(0, 255).astype(np.uint8)
-    return Image.merge(mode, [Image.fromarray(noise)] * 3 + [Image.new("L", (int(width), int(height)), 255)] * (mode == "RGBA")) if mode != "L" else Image.fromarray(noise)
+    """Noise around a brightness that is the class's, of any size."""
+    height, width = (int(n) for n in rng.integers(18, 70, 2))
+    noise = Image.fromarray(rng.normal(20 + 34 * label, 5, (height, width)).clip(0, 255).astype(np.uint8))
+    opaque = [Image.new("L", (width, height), 255)] * (mode == "RGBA")
+    return noise if mode == "L" else Image.merge(mode, [noise] * 3 + opaque)
 
 
 @pytest.fixture(scope="module")
@@ -65,5 +66,6 @@ def test_a_hub_data_set_that_is_not_in_the_cache_is_named_with_the_command_that_
     set_data(home, name="someone/no-such-set", path="null")
     done = run_in(home, "python", "-m", "clarep.pipeline.stage", "data")
     assert done.returncode != 0
-    for part in ("`data.name`: someone/no-such-set is not in the local Hugging Face cache", str(tmp_path / "hf" / "hub"), "`hf download --repo-type dataset someone/no-such-set`"):
+    for part in ("`data.name`: someone/no-such-set is not in the local Hugging Face cache",
+                 str(tmp_path / "hf" / "hub"), "`hf download --repo-type dataset someone/no-such-set`"):
         assert part in done.stdout + done.stderr, done.stdout[-2000:] + done.stderr[-2000:]

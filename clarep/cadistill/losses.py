@@ -60,14 +60,15 @@ def hsic(K: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
     "Unbiased HSIC of two Gram matrices `n n` (Song et al. 2012, Eq. 5); needs n of 4 or more."
     n = len(K)
     K, L = (G - torch.diag(G.diagonal()) for G in (K, L))
-    return ((K * L).sum() + K.sum() * L.sum() / ((n - 1) * (n - 2)) - 2 * (K.sum(0) @ L.sum(1)) / (n - 2)) / (n * (n - 3))
+    trace, sums = (K * L).sum(), K.sum() * L.sum() / ((n - 1) * (n - 2))
+    return (trace + sums - 2 * (K.sum(0) @ L.sum(1)) / (n - 2)) / (n * (n - 3))
 
 
 def cka(
     a: torch.Tensor, # features, `n p`
     b: torch.Tensor, # features of the same samples, `n q`
 ) -> torch.Tensor:   # near 0 for independent features, 1 for equal ones up to rotation and scale
-    "Linear centred kernel alignment with the unbiased estimator (Kornblith et al. 2019); raises `ValueError` below 4 samples."
+    "Linear centred kernel alignment, unbiased (Kornblith et al. 2019); raises `ValueError` below 4 samples."
     if len(a) != len(b) or len(a) < 4:
         raise ValueError(f"CKA compares features of the same 4 or more samples; got {len(a)} and {len(b)}")
     with torch.autocast(a.device.type, enabled=False):
@@ -77,7 +78,7 @@ def cka(
 # %% ../../nbs/cadistill/01_losses.ipynb #220d3d07
 @dataclass(frozen=True)
 class CaDistillLoss:
-    "The weighted terms of CaDistill beside cross-entropy."
+    "The weighted terms that CaDistill adds to cross-entropy (arXiv 2506.09955, Eq. 6; their formulas are ours)."
     temperature: float
     a_align: float
     a_cano: float
