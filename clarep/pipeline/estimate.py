@@ -29,7 +29,7 @@ import torch
 from fastcore.script import call_parse
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..cadistill.arms import ARMS, StudentConfig, defaults, student_of
+from ..cadistill.arms import ARMS, StudentConfig, defaults, train_arm
 from ..clarid.identify import sensitive_directions
 from ..clarid.jacobian import twice_differentiable
 from ..clarid.store import Hyperparameters
@@ -343,8 +343,8 @@ def student_step_cost(bench: Bench, arm: str) -> dict[str, float]:
         tensors = config.network(images).state_dict()
     def train(epochs): # of one step each
         with redirect_stderr(io.StringIO()):
-            student_of(arm, defaults(space), tensors, config._replace(epochs=epochs), images[:config.batch_size], 0,
-                       bench.teacher.device, teacher=lambda x, share: torch.zeros(len(x), width))
+            train_arm(arm, defaults(space), tensors, config._replace(epochs=epochs), images[:config.batch_size], 0,
+                       bench.teacher.device, teacher_features=lambda x, share: torch.zeros(len(x), width))
     steps = max(1, min(20, int(bench.limit / mean_seconds(lambda: train(1)))))
     return {"expected s": mean_seconds(lambda: train(steps)) / steps}
 
