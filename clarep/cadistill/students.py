@@ -6,4 +6,4 @@
 __all__ = []
 
 # %% ../../nbs/cadistill/05_students.ipynb #3f325bdc
-from ..classifiers.networks import accuracy, build_student, load_student, predict, save_student
+from ..classifiers.networks import accuracy, build_student, load_student, predict, save_student  # noqa: F401
