@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..cadistill.arms import ARMS
-from ..images import shown_classes
+from ..images import picture_classes
 from ..evaluate.statistics import contrasts, holm, interval, least_p, mean_ranks, summary, verdict
 
 # %% ../../nbs/report/01_comparison.ipynb #b4f8427d
@@ -257,7 +257,7 @@ def class_map(
     most: int = 20,     # classes in the picture, evenly spread
 ) -> Figure:
     "Arms by classes as a heat map."
-    part = mean.iloc[:, shown_classes(mean.shape[1], most).numpy()]
+    part = mean.iloc[:, picture_classes(mean.shape[1], most).numpy()]
     size = max(7.0, 2.8 + 0.45 * part.shape[1]), 1.5 + 0.26 * len(part)
     fig, ax = plt.subplots(figsize=size, layout="constrained")
     low, high = math.floor(10 * part.min().min()) / 10, math.ceil(10 * part.max().max()) / 10

@@ -23,7 +23,7 @@ from ..clarid.controls import METHODS
 from ..clarid.store import CLAReps
 from ..evaluate.statistics import COLUMNS, interval, metric_name, rows, summary
 from ..files import atomic_write, load_json
-from ..images import shown_classes
+from ..images import picture_classes
 from ..params import Params
 from .comparison import (
     BETTER_LOW, OUTCOMES, OWN, arms_table, comparisons, cost_tables, differences_table, forest_figure, headlines,
@@ -147,7 +147,7 @@ def class_table(
     def cell(kind, name):
         return " → ".join(f"{value[(*which, *kind, name)]:.2f}" for which in (("guidance_only", 0), ("clarid", k)))
     head = ["class", *(m.removeprefix("judged_") + {"null": "", "guided": ", guided"}[c] for m, c in kinds)]
-    names = [names[i] for i in shown_classes(len(names))]
+    names = [names[i] for i in picture_classes(len(names))]
     return markdown_table(head, [[name, *(cell(kind, name) for kind in kinds)] for name in names])
 
 
@@ -230,7 +230,7 @@ def gaps(
     known = "background_retained" in set(measurements.metric)
     methods = [m.replace("_", " ") for m in METHODS if m not in set(measurements.method)]
     unread = [str(t) for t in timesteps if t not in set(sweep.t_e)]
-    part = len(shown_classes(n_classes))
+    part = len(picture_classes(n_classes))
     holds = {"one_filter": d["shared_between"] >= 0.999, "background": not known, "surroundings": not known,
              "regret": not {"regret_chosen", "regret_blind"} <= set(r), "methods": methods, "timesteps": unread,
              "classes": part < n_classes}
