@@ -283,27 +283,27 @@ def frontier_figure(
     "Class against background retained over the number of directions removed, mean over seeds; a column per set."
     table = table[(table.condition == "null") & (table["class"] == "all")]
     mean = table.groupby(["set", "method", "k", "metric"]).value.mean().unstack()
-    sets, known = list(dict.fromkeys(table.set)), "background_retained" in mean
+    sets, has_backgrounds = list(dict.fromkeys(table.set)), "background_retained" in mean
     size = (5.4 * len(sets), 8)
     fig, axes = plt.subplots(2, len(sets), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
     for row, role in zip(axes, ("variant", "control")):
         for ax, s in zip(row, sets):
             for name in [m for m in methods if (s, m) in mean.index.droplevel("k")]:
                 if name == "clarid" or methods[name].role == role:
-                    _curve(ax, mean.loc[s, name], k, name, methods[name], known)
+                    _curve(ax, mean.loc[s, name], k, name, methods[name], has_backgrounds)
             ax.grid(color="0.93"), ax.set_axisbelow(True)
         row[0].set_ylabel(f"class retained: CLARID and {role}s"), row[-1].legend(frameon=False, fontsize=8)
     for top, bottom, s in zip(axes[0], axes[-1], sets):
         own = mean.loc[s, "clarid", k]
-        background = f", background {own.background_retained:.0%}" if known else ""
+        background = f", background {own.background_retained:.0%}" if has_backgrounds else ""
         top.set_title(f"{s}, k = {k}: CLARID retains class {own.class_retained:.0%}{background}", fontsize=9)
-        bottom.set_xlabel("background retained" if known else "directions removed")
+        bottom.set_xlabel("background retained" if has_backgrounds else "directions removed")
     return fig
 
 
-def _curve(ax, curve: pd.DataFrame, k: int, name: str, method: Method, known: bool) -> None:
-    x = curve.background_retained if known else pd.Series(curve.index, curve.index)
-    start = ([1.0 if known else 0.0], [1.0]) if len(method.marker) > 1 else ([], [])
+def _curve(ax, curve: pd.DataFrame, k: int, name: str, method: Method, has_backgrounds: bool) -> None:
+    x = curve.background_retained if has_backgrounds else pd.Series(curve.index, curve.index)
+    start = ([1.0 if has_backgrounds else 0.0], [1.0]) if len(method.marker) > 1 else ([], [])
     ax.plot([*start[0], *x], [*start[1], *curve.class_retained], method.marker, color=method.color, ms=4, lw=1.2,
             label=name.replace("_", " "))
     ax.plot(x[k], curve.class_retained[k], method.marker[0], color=method.color, ms=9)
@@ -359,12 +359,12 @@ def teacher_figure(
     training_guidance: float,              # of the samples during training
 ) -> Figure:
     "Samples recognised over training steps, and over guidance."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
-    left.plot(list(training), list(training.values()), "o-", color="#0072B2")
-    right.plot(list(guided), [a["all"] for a in guided.values()], "o-", color="#0072B2", label="samples from noise")
-    right.axhline(real, color="#D55E00", ls="--", label="real test images"), right.legend(frameon=False)
-    left.set_xlabel(f"training step (guidance {training_guidance:g})"), right.set_xlabel("guidance scale, trained")
-    left.set_ylabel("class recognised"), left.set_ylim(0, 1.02)
+    fig, (before, after) = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
+    before.plot(list(training), list(training.values()), "o-", color="#0072B2")
+    after.plot(list(guided), [a["all"] for a in guided.values()], "o-", color="#0072B2", label="samples from noise")
+    after.axhline(real, color="#D55E00", ls="--", label="real test images"), after.legend(frameon=False)
+    before.set_xlabel(f"training step (guidance {training_guidance:g})"), after.set_xlabel("guidance scale, trained")
+    before.set_ylabel("class recognised"), before.set_ylim(0, 1.02)
     fig.suptitle(f"The probe recognises {guided[guidance]['all']:.1%} of samples at guidance {guidance:g}", fontsize=10)
     return fig
 
