@@ -153,7 +153,7 @@ class Representation(Section):
 class Directions(Section):
     "Pictures of what was removed, and of what represents a class."
     n_per_class: Annotated[int, Field(ge=2)]
-    n_walks: Positive
+    n_traversals: Positive
     n_medoids: Positive
 
 # %% ../nbs/00_params.ipynb #7b2fa6b8

@@ -36,7 +36,7 @@ from ..diffusion.ode import invert, sample
 from ..diffusion.teacher import Teacher
 from .background import accuracy_by_class
 from .statistics import metric_name
-from ..images import Images, class_balanced, shown_classes, to_unit
+from ..images import Images, class_balanced, picture_classes, to_unit
 
 # %% ../../nbs/evaluate/representation.ipynb #f70ec115
 def mask_correlation(
@@ -321,7 +321,7 @@ def samples_figure(
     for ax, (s, images) in zip(axes[0], test.items()):
         keys = [("guidance_only", 0), *[(name, k) for name in methods if (name, k) in samples[s]]]
         panels = {"image": to_unit(images.images), **{key[0].replace("_", " "): samples[s][key] for key in keys}}
-        first = [int(torch.nonzero(images.labels == i)[0]) for i in shown_classes(len(images.class_names))]
+        first = [int(torch.nonzero(images.labels == i)[0]) for i in picture_classes(len(images.class_names))]
         ax.imshow(torch.cat([rearrange(x[first], "n c h w -> h (n w) c") for x in panels.values()]) / 2 + 0.5)
         ax.set_yticks((np.arange(len(panels)) + 0.5) * images.images.shape[1], list(panels)), ax.set_xticks([])
         ax.set_title(f"{s}: what remains without {k} directions, null condition", fontsize=10)

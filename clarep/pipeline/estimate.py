@@ -240,20 +240,20 @@ def stage_runs(p: Params, stage: str) -> list[tuple[str | None, int | None]]: # 
 
 def first_stages(p: Params, h: Hyperparameters, numbers: int) -> dict[str, Counter]:
     "The work of stages data, teacher, clareps and directions; `numbers` as in `clareps_work`."
-    d, t, shown = p.data, p.teacher, min(n_classes(p), 10) # classes in a picture
+    d, t, n_pictures = p.data, p.teacher, min(n_classes(p), 10) # classes in a picture
     images = d.n_validation + d.n_test if n_sets(p) == 1 else (
         2 * d.n_probe + 2 * d.n_validation + (len(VARIANTS) + 1) * d.n_test)
     train_steps, progress = (t.train_steps, -(-t.train_steps // t.checkpoint_every)) if t.checkpoint is None else (0, 1)
     samples = progress * t.n_progress
-    gallery = shown * (round_trip(p, h.steps, 1.0) + round_trip(p, h.steps, h.guidance_scale) + 2)
-    n, traversals = p.directions.n_per_class * shown, min(4, -(-shown // 2)) * p.directions.n_walks * 5
-    medoids = p.directions.n_medoids * shown * round_trip(p, h.steps, h.guidance_scale)
+    gallery = n_pictures * (round_trip(p, h.steps, 1.0) + round_trip(p, h.steps, h.guidance_scale) + 2)
+    n, traversals = p.directions.n_per_class * n_pictures, min(4, -(-n_pictures // 2)) * p.directions.n_traversals * 5
+    medoids = p.directions.n_medoids * n_pictures * round_trip(p, h.steps, h.guidance_scale)
     return {
         "data": units((d.n_train + images) * (4 * d.size**2 + 16), "byte"),
         "teacher": units(train_steps, "teacher step") + units(samples * 3 * d.size**2, "byte")
-            + units((samples + 6 * shown) * evaluations(t.num_inference_steps, t.guidance_scale), "evaluation"),
+            + units((samples + 6 * n_pictures) * evaluations(t.num_inference_steps, t.guidance_scale), "evaluation"),
         "clareps": clareps_work(p, h, numbers) + units(gallery, "evaluation"),
-        "directions": search(n, h.layer, max(h.k, p.directions.n_walks), h.tol, None)
+        "directions": search(n, h.layer, max(h.k, p.directions.n_traversals), h.tol, None)
             + units(n * (round_trip(p, h.steps) + 2) + traversals * h.steps + medoids, "evaluation")}
 
 

@@ -54,7 +54,7 @@ def long_table(
 ) -> pd.DataFrame:     # columns `stage, arm, seed, metric, class, value`
     "Every measurement of an experiment, a row each; raises `DataError` where a student is missing."
     runs = Path(runs)
-    shared = [rows(stage, "teacher" if stage == "teacher" else "clarid", seed, runs / stage)
+    single = [rows(stage, "teacher" if stage == "teacher" else "clarid", seed, runs / stage)
               for stage in ("teacher", "clareps", "select", "directions")]
     teacher = rows("representation", "teacher", seed, runs / "representation")
     teacher = teacher[~teacher.metric.str.match(r"[a-z_]+\.")] # metrics of methods are in the measurements
@@ -63,7 +63,7 @@ def long_table(
             for stage in ("auxiliary", "tune") for arm in arms if (runs / stage / arm).is_dir()]
     each = [rows(stage, arm, s, runs / stage / f"{arm}-{s}")
             for stage in ("student", "evaluate") for arm in arms for s in seeds]
-    return pd.concat([*shared, teacher, methods, *once, *each])
+    return pd.concat([*single, teacher, methods, *once, *each])
 
 # %% ../../nbs/report/02_page.ipynb #3a03aeda
 def method_differences(
@@ -141,8 +141,8 @@ def class_table(
     "Accuracy of the probes on samples of each class: unprojected latent → CLARep."
     part = part[part["class"] != "all"]
     value = part.set_index(["method", "k", "metric", "condition", "class"]).value
-    judged = [m for m in ("judged_class", "judged_background") if m in set(part.metric)]
-    kinds = [(m, condition) for m in judged for condition in ("null", "guided")]
+    readings = [m for m in ("judged_class", "judged_background") if m in set(part.metric)]
+    kinds = [(m, condition) for m in readings for condition in ("null", "guided")]
     names = list(dict.fromkeys(part["class"]))
     def cell(kind, name):
         return " → ".join(f"{value[(*which, *kind, name)]:.2f}" for which in (("guidance_only", 0), ("clarid", k)))
@@ -323,7 +323,7 @@ unrelated backgrounds, where these are known).*
 
 ![Traversals](traversals.png)
 
-*Images, a row each, moved along their own {p.directions.n_walks} most sensitive directions, half of the latent's
+*Images, a row each, moved along their own {p.directions.n_traversals} most sensitive directions, half of the latent's
 norm back and forth.*
 
 ![Energy](energy.png)
