@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from clarep.pipeline.prepare import prepare
 
 pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
@@ -33,14 +34,14 @@ def without(path: Path):
         shutil.move(away, path)
 
 
-def refused(done, *said):
+def refused(done, *message):
     assert done.returncode != 0
-    for part in said:
+    for part in message:
         assert part in done.stdout + done.stderr, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (("  k: 8", "  kk: 8"), "did you mean `k`"),
         (("  k: 8", "  k: 1000"), "a latent has only 3*16*16 = 768"),
@@ -50,9 +51,9 @@ def refused(done, *said):
         (("  k: 8 ", "  # "), "`clareps.k`: missing"),
     ],
 )
-def test_impossible_settings_are_refused_by_name(smoke, monkeypatch, change, said):
+def test_impossible_settings_are_refused_by_name(smoke, monkeypatch, change, message):
     monkeypatch.chdir(smoke)
-    with edited(smoke / "params.yaml", *change), pytest.raises(ValueError, match=re.escape(said)):
+    with edited(smoke / "params.yaml", *change), pytest.raises(ValueError, match=re.escape(message)):
         prepare()
 
 
@@ -64,7 +65,7 @@ def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, 
 
 
 @pytest.mark.parametrize(
-    "lost, stage, said",
+    "lost, stage, message",
     [
         (
             "runs/clareps/shards/shard-00001.safetensors",
@@ -89,12 +90,15 @@ def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, 
         ),
     ],
 )
-def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, said):
+def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, message):
     outputs = smoke / "runs" / stage[0] / "-".join(stage[2::2])
     before = sorted(outputs.rglob("*"))
     with without(smoke / lost):
         refused(
-            run("python", "-m", "clarep.pipeline.stage", *stage), *said, f"stage {stage[0]} failed", ".scratch/executed"
+            run("python", "-m", "clarep.pipeline.stage", *stage),
+            *message,
+            f"stage {stage[0]} failed",
+            ".scratch/executed",
         )
     assert before and set(before) - {smoke / lost} <= set(outputs.rglob("*"))
 

@@ -46,15 +46,18 @@ def test_twice_the_fraction_is_twice_the_clareps_and_nothing_else(p):
     assert twice == once + once
 
 
-@pytest.mark.parametrize("change, stages", [
-    ({"teacher__train_steps": 120}, {"teacher"}),
-    ({"select__num_directions": [2, 4, 8]}, {"select", "representation"}),
-    ({"representation__n_seeds": 1}, {"representation"}),
-    ({"student__epochs": 9}, {"student"}),
-    ({"compare__seeds": [0]}, {"student", "evaluate"}),
-    ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student", "evaluate"}),
-    ({"tune__trials": 1, "tune__trial_epochs": 3}, {"tune"}),
-    ({"student__learning_rate": 1.0}, set()),
-])
+@pytest.mark.parametrize(
+    "change, stages",
+    [
+        ({"teacher__train_steps": 120}, {"teacher"}),
+        ({"select__num_directions": [2, 4, 8]}, {"select", "representation"}),
+        ({"representation__n_seeds": 1}, {"representation"}),
+        ({"student__epochs": 9}, {"student"}),
+        ({"compare__seeds": [0]}, {"student", "evaluate"}),
+        ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student", "evaluate"}),
+        ({"tune__trials": 1, "tune__trial_epochs": 3}, {"tune"}),
+        ({"student__learning_rate": 1.0}, set()),
+    ],
+)
 def test_a_setting_changes_the_work_of_the_stages_that_it_concerns(p, change, stages):
     assert differing(p, **change) == stages

@@ -9,10 +9,10 @@ import sys
 
 import nbformat
 import pytest
-from clarep.pipeline.prepare import NOT_COUNTED, stage_modules
 from conftest import HOME, copy_of_project, run_in
 
 from clarep.files import code_digest, import_closure, imported_modules
+from clarep.pipeline.prepare import NOT_COUNTED, stage_modules
 from clarep.pipeline.stage import STAGES
 
 ROOMS = [

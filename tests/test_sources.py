@@ -66,6 +66,9 @@ def test_a_hub_data_set_that_is_not_in_the_cache_is_named_with_the_command_that_
     set_data(home, name="someone/no-such-set", path="null")
     done = run_in(home, "python", "-m", "clarep.pipeline.stage", "data")
     assert done.returncode != 0
-    for part in ("`data.name`: someone/no-such-set is not in the local Hugging Face cache",
-                 str(tmp_path / "hf" / "hub"), "`hf download --repo-type dataset someone/no-such-set`"):
+    for part in (
+        "`data.name`: someone/no-such-set is not in the local Hugging Face cache",
+        str(tmp_path / "hf" / "hub"),
+        "`hf download --repo-type dataset someone/no-such-set`",
+    ):
         assert part in done.stdout + done.stderr, done.stdout[-2000:] + done.stderr[-2000:]
