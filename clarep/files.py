@@ -117,16 +117,20 @@ def fingerprint(
     "A name for a set of inputs: equal inputs, equal name."
     h = hashlib.sha256()
     for part in parts:
-        files = [part] if not isinstance(part, Path) else sorted(p for p in (part.rglob("*") if part.is_dir() else [part]) if p.is_file())
+        paths = [part] if not isinstance(part, Path) else part.rglob("*") if part.is_dir() else [part]
+        files = sorted(p for p in paths if p.is_file()) if isinstance(part, Path) else paths
         for item in files:
-            for piece in _pieces(item) if isinstance(item, Path) else [json.dumps(item, sort_keys=True, default=str).encode()]:
+            for piece in _pieces(item):
                 h.update(piece)
             h.update(b"\0")
     return h.hexdigest()[:16]
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as f:
+def _pieces(item) -> Iterator[bytes]:
+    if not isinstance(item, Path):
+        yield json.dumps(item, sort_keys=True, default=str).encode()
+        return
+    with item.open("rb") as f:
         while piece := f.read(2**24):
             yield piece
 
@@ -210,7 +214,8 @@ def _skeleton(node):
     if not isinstance(node, ast.AST):
         return node if isinstance(node, str | int | float | bool | None) else repr(node)
     fields = {name: value for name, value in ast.iter_fields(node) if name != "kind" and value not in (None, [])}
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    if documented and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
     return [type(node).__name__, {name: _skeleton(value) for name, value in fields.items()}]
 

@@ -26,7 +26,7 @@ def parameters_cell(
     stage: str,
     default: Path, # `presets/default.yaml`
 ) -> str:          # Python source
-    "The settings of a stage as assignments, with their comments; then what the runner adds: the arm, and the folder `out`."
+    "The settings of a stage as assignments, with comments; then what the runner adds: the arm and the folder `out`."
     settings, lines = YAML().load(default.read_text(encoding="utf-8")), []
     for name in ("common", *SECTIONS_OF[stage]):
         section = settings[name]
@@ -60,7 +60,8 @@ def teacher_conflicts(
     info, # `CheckpointInfo`
 ) -> Iterator[str]:
     "Yield the settings that the teacher cannot serve."
-    layers = {"clareps.layer": [p.clareps.layer], "clareps.feature_layer": [p.clareps.feature_layer], "select.layers": p.select.layers}
+    layers = {"clareps.layer": [p.clareps.layer], "clareps.feature_layer": [p.clareps.feature_layer],
+              "select.layers": p.select.layers}
     for key, layer in ((key, layer) for key, names in layers.items() for layer in names):
         if layer is not None and layer not in info.layers:
             yield f"`{key}`: the teacher has no layer {layer!r}; it has: {', '.join(info.layers)}"

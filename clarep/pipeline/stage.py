@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 # %% ../../nbs/pipeline/01_stage.ipynb #c9525924
-NEEDED = ["torch", "timm", "diffusers", "papermill", "pydantic", "ruamel.yaml", "einops", "sklearn", "skimage", "datasets"]
+NEEDED = ["torch", "timm", "diffusers", "papermill", "pydantic", "ruamel.yaml", "einops", "sklearn", "skimage",
+          "datasets"]
 
 
 def preflight(
@@ -31,7 +32,7 @@ def preflight(
 # %% ../../nbs/pipeline/01_stage.ipynb #e949c510
 STAGES = ["data", "teacher", "select", "clareps", "representation", "directions", "auxiliary", "tune", "student",
           "evaluate", "report"]
-ARM_STAGES = {"auxiliary": ("arm",), "tune": ("arm",), "student": ("arm", "seed"), "evaluate": ("arm", "seed")} # the matrix
+ARM_STAGES = {"auxiliary": ("arm",), "tune": ("arm",), "student": ("arm", "seed"), "evaluate": ("arm", "seed")}
 
 
 def out_folder(
@@ -162,13 +163,15 @@ def run_stage(
         settings["size"] = teacher_info(params).image_size
     settings |= {name: value for name, value in (("arm", arm), ("seed", seed)) if value is not None}
     source, target = home / "nbs" / "stages" / f"{stage}.ipynb", out_folder(stage, arm, seed)
-    executed = home / ".scratch" / "executed" / ("-".join(str(s) for s in (stage, arm, seed) if s is not None) + ".ipynb")
+    name = "-".join(str(s) for s in (stage, arm, seed) if s is not None)
+    executed = home / ".scratch" / "executed" / f"{name}.ipynb"
     with atomic_write(home / target) as part:
         part.mkdir(parents=True)
         settings["out"] = str(part.relative_to(home))
         check_parameters(source, settings)
         execute(source, executed, settings, home)
-        nbformat.write(_relocated(scrub(nbformat.read(executed, 4)), settings["out"], str(target)), part / f"{stage}.ipynb")
+        notebook = _relocated(scrub(nbformat.read(executed, 4)), settings["out"], str(target))
+        nbformat.write(notebook, part / f"{stage}.ipynb")
         if stage != "report":
             record_seconds(part, time.perf_counter() - start)
     executed.unlink()
@@ -195,7 +198,7 @@ def exit_on_error(what: str, run, *args) -> None: # runs a command of the pipeli
 
 def main() -> None:
     "Command line: `python -m clarep.pipeline.stage STAGE [--arm ARM --seed SEED]`."
-    parser = argparse.ArgumentParser(prog="python -m clarep.pipeline.stage", description="Run one stage; DVC calls this.")
+    parser = argparse.ArgumentParser(prog="python -m clarep.pipeline.stage", description="Run one stage for DVC.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--arm", help="of a stage of the matrix")
     parser.add_argument("--seed", type=int, help="instead of common.seed")
