@@ -18,9 +18,9 @@ def headline_table(report: str) -> str:
     columns = {}
     for part in block[1].split("\n\n"):
         rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in part.splitlines()]
-        columns |= {head: cells for head, *cells in zip(*rows)}
+        columns |= {head: cells for head, *cells in zip(*rows, strict=True)}
     names = [name for start in COLUMNS for name in columns if name.startswith(start)]
-    rows = zip(*([name, *columns[name]] for name in names))
+    rows = zip(*([name, *columns[name]] for name in names), strict=True)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
