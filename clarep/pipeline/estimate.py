@@ -318,11 +318,13 @@ def direction_cost(bench: Bench, layer: str, k: int, tol: float, energy: float |
         products = sensitive_directions(bench.teacher, x, c, t, layer, k, tol, energy)[2].products.double()
         return products.mean().item(), (time.perf_counter() - started) / products.sum().item()
     search(1, 1)
-    k = max(1, min(k, int(bench.limit / 3 / search(1, 1)[1] / 5))) # a direction takes about five products
-    n, (products, seconds) = 1, search(1, k)
+    few = min(k, max(4, int(bench.limit / 3 / search(1, 1)[1] / 5))) # a direction takes about five products
+    n, (products, seconds) = 1, search(1, few)
     while n < 32 and n * products * seconds < bench.limit / 2:
         n = min(32, 4 * n)
-        products, seconds = search(n, k)
+        products, seconds = search(n, few)
+    if few < k: # continued in a straight line
+        products += (k - few) * (products - search(1, few // 2)[0]) / (few - few // 2)
     tflop = products * product_tflop(bench.shapes, layer)
     return {"expected s": products * seconds / k, "TFLOP": tflop / k, "Jacobian products": products / k}
 
@@ -439,7 +441,7 @@ def main(
     order = lambda layer: product_tflop(bench.shapes, layer)
     layers = [None] if choice or p.clareps.layer else sorted(p.select.layers, key=order)
     options = {layer: work(p, choice or expected_choice(p, layer), bench.shapes) for layer in layers}
-    distinct = {unit: None for works in options.values() for work in works.values() for unit in work}
+    distinct = {unit: None for works in options.values() for counts in works.values() for unit in counts}
     costs = {unit: MEASURE[unit[0]](bench, *unit[1:]) for unit in distinct}
     tables = {layer: estimate(works, costs) for layer, works in options.items()}
     middle = layers[len(layers) // 2]
