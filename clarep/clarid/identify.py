@@ -21,7 +21,7 @@ from .jacobian import right_singular_vectors
 from .store import Batch, CLAReps, Hyperparameters, concatenate, finish, save_shard
 from ..diffusion.models import Teacher
 from ..diffusion.ode import decode, evaluations, inversion_evaluations, invert
-from ..images import Images, shown_classes, to_bytes, to_unit
+from ..images import Images, picture_classes, to_bytes, to_unit
 
 # %% ../../nbs/clarid/02_identify.ipynb #51a1812f
 def project_out(
@@ -207,7 +207,7 @@ def gallery(
     reps: CLAReps,
 ) -> dict[str, torch.Tensor]: # title: images in [-1, 1], `n c h w`
     "One image of each class, at most ten classes: as it is, reconstructed, guided, canonical, and the part removed."
-    classes = shown_classes(len(images.class_names))
+    classes = picture_classes(len(images.class_names))
     first = torch.stack([torch.nonzero(reps.labels == i).flatten()[0] for i in classes])
     source, arguments = images[reps.index[first]], reps.hyperparameters.arguments() | {"k": 0}
     x, canonical = to_unit(source.images), to_unit(reps.samples[first])
