@@ -6,5 +6,5 @@
 __all__ = []
 
 # %% ../nbs/05_data.ipynb #65d90f79
-from .digits import digits_on_photos
-from .images import Images
+from .digits import DIGITS, VARIANTS, digits_on_photos  # noqa: F401
+from .images import Images, first_of, stratified, to_bytes, to_unit  # noqa: F401
