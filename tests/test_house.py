@@ -195,7 +195,7 @@ ROT = {
         "# Images\\n [gone](nowhere.ipynb)\\n",
         "links that lead nowhere",
     ),
-    "a name": ("nbs/02_images.ipynb", "class Images:", "def told(): pass\\n\\nclass Images:", "participles as names"),
+    "a name": ("nbs/02_images.ipynb", "def to_unit(", "def told(): pass\\n\",\n    \"\\n\",\n    \"def to_unit(", "participles as names"),
 }
 
 
