@@ -152,7 +152,9 @@ def test_an_arm_and_a_method_are_added_in_one_place_each(smoke, tmp_path):
     append_cell(home / "nbs/cadistill/02_arms.ipynb", NEW_ARM)
     append_cell(home / "nbs/clarid/04_controls.ipynb", NEW_METHOD)
     settings = home / "params.yaml"
-    settings.write_text(re.sub(r"arms: \[.*?\]", "arms: [ce, flat-labels]", settings.read_text()))
+    text = re.sub(r"arms:.*?(?=\n  seeds)", "arms: [ce, flat-labels]", settings.read_text(), flags=re.DOTALL)
+    assert "flat-labels" in text
+    settings.write_text(text)
     for command in (("nbdev-export",), ("dvc", "repro")):
         done = run_in(home, *command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -195,7 +197,12 @@ ROT = {
         "# Images\\n [gone](nowhere.ipynb)\\n",
         "links that lead nowhere",
     ),
-    "a name": ("nbs/02_images.ipynb", "def to_unit(", "def told(): pass\\n\",\n    \"\\n\",\n    \"def to_unit(", "participles as names"),
+    "a name": (
+        "nbs/02_images.ipynb",
+        "def to_unit(",
+        "def told(): pass\\n\",\n    \"\\n\",\n    \"def to_unit(",
+        "participles as names",
+    ),
 }
 
 
