@@ -230,7 +230,9 @@ def tune_work(p: Params, arm: str) -> Counter:
 def teacher_work(p: Params) -> Counter:
     "Its training, and the samples on the way; a checkpoint is sampled once."
     t = p.teacher
-    train_steps, times = (t.train_steps, math.ceil(t.train_steps / t.checkpoint_every)) if t.checkpoint is None else (0, 1)
+    train_steps, times = 0, 1
+    if t.checkpoint is None:
+        train_steps, times = t.train_steps, math.ceil(t.train_steps / t.checkpoint_every)
     return (units(train_steps, "teacher step")
             + units(times * t.n_progress * evaluations(t.num_inference_steps, t.guidance_scale), "evaluation"))
 
