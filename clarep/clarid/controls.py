@@ -282,7 +282,7 @@ METHODS: dict[str, Method] = {
     "feature_layer": Method("variant", "#D55E00", "^-", lambda ctx: ctx.sensitive(ctx.h.feature_layer)),
     "unconditional": Method("control", "#56B4E9", "v--",
                             lambda ctx: ctx.sensitive(ctx.h.layer, ctx.teacher.null(len(ctx.x)))),
-    "x0_jacobian": Method("control", "#CC79A7", "P--", lambda ctx: ctx.sensitive("output")),
+    "x0_jacobian": Method("control", "#CC79A7", "P--", lambda ctx: ctx.sensitive("x0")),
     "smallest": Method("control", "#999999", "X:", lambda ctx: ctx.clarid[0].flip(1)),
     "random": Method("control", "#D55E00", "s:", lambda ctx: random_directions(ctx.x, ctx.k, ctx.generator())),
     "low_frequency": Method("control", "#000000", "^-", lambda ctx: low_frequencies(ctx.x, ctx.k)),
