@@ -689,6 +689,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'clarep.digits.digits_of': ('digits.html#digits_of', 'clarep/digits.py'),
                                'clarep.digits.digits_on_photos': ('digits.html#digits_on_photos', 'clarep/digits.py'),
                                'clarep.digits.drawn_shapes': ('digits.html#drawn_shapes', 'clarep/digits.py'),
+                               'clarep.digits.mix_colour': ('digits.html#mix_colour', 'clarep/digits.py'),
                                'clarep.digits.photo': ('digits.html#photo', 'clarep/digits.py'),
                                'clarep.digits.place': ('digits.html#place', 'clarep/digits.py'),
                                'clarep.digits.random_crop': ('digits.html#random_crop', 'clarep/digits.py'),
