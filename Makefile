@@ -3,6 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PRESET ?= default
 JOBS ?= 1
+# Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
+OPTIONS ?=
+BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
 
 # With no environment active, .venv is made and used; an active one is taken as it is.
 ifeq ($(VIRTUAL_ENV)$(CONDA_PREFIX),)
@@ -44,7 +47,7 @@ cost: $(ENV)               ## what the present params.yaml will cost, before it 
 	python -m clarep.pipeline.estimate
 
 bench: $(ENV)              ## the kernel beside other algorithms, into bench/ (needs a trained teacher: make repro)
-	python -m clarep.benchmarks.jacobian
+	$(BENCHMARK)/jacobian.ipynb .scratch/jacobian.ipynb $(OPTIONS)
 
 # Lighter with `make preset PRESET=rho` first; two at a time on two cores: make rho JOBS=2 OMP_NUM_THREADS=1
 rho: $(ENV)                ## the pipeline at five strengths of the tie between class and background, and two numbers of images
@@ -54,7 +57,7 @@ rho: $(ENV)                ## the pipeline at five strengths of the tie between 
 	python -m clarep.report.dependence rho-0.75 rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-1000 train-4000
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
-	python -m clarep.benchmarks.teacher_recipes
+	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
 
 findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
 	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb

@@ -28,7 +28,6 @@ ROOMS = [
     ["evaluate"],
     ["report"],
     ["pipeline"],
-    ["benchmarks"],
 ]
 PLACE = {name: i for i, names in enumerate(ROOMS) for name in names}
 MODULES = {

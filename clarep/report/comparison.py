@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'BETTER_LOW', 'OUTCOMES', 'OWN', 'CONTROLS', 'CONTRASTS', 'name_of', 'tests_of', 'headlines', 'outcome',
            'plus_minus', 'difference_cell', 'against', 'comparisons', 'multiplicity_note', 'markdown_table',
            'arms_table', 'differences_table', 'outliers', 'forest_figure', 'class_means', 'class_title', 'class_map',
-           'fractions', 'fraction_figure', 'student_figures', 'cost_tables']
+           'student_figures', 'cost_tables']
 
 # %% ../../nbs/report/01_comparison.ipynb #a20ad742
 import math
@@ -198,7 +198,7 @@ def _draw_test(ax: Axes, metric: str, differences: pd.DataFrame, label: str) -> 
     ax.axvline(0, color="black", lw=0.8, zorder=0), ax.xaxis.set_major_locator(plt.MaxNLocator(4))
     ax.tick_params(labelsize=8), ax.grid(axis="y", color="0.93"), ax.set_axisbelow(True)
 
-
+# %% ../../nbs/report/01_comparison.ipynb #90b8a070
 def forest_figure(
     table: pd.DataFrame, # columns `stage, arm, seed, metric, class, value`
     metrics: list[str],
@@ -250,7 +250,7 @@ def class_title(mean: pd.DataFrame, baseline: str) -> str:
     return (f"{name_of(mean.attrs['metric'])}: {arm} above {baseline} on {(gain > 0).sum()} of {len(gain)} classes, "
             f"from {gain.min():+.3f} on {gain.idxmin()} to {gain.max():+.3f} on {gain.idxmax()}")
 
-
+# %% ../../nbs/report/01_comparison.ipynb #bc7ecaba
 def class_map(
     mean: pd.DataFrame, # of `class_means`
     baseline: str,
@@ -272,61 +272,19 @@ def class_map(
     ax.set_title(class_title(mean, baseline), fontsize=9)
     return fig
 
-# %% ../../nbs/report/01_comparison.ipynb #891e2e80
-def fractions(
-    arms: list[str],
-    percent: float,     # CLAReps of plain `cadistill`, of the training images
-) -> dict[str, float]:  # arm: percent, ascending
-    "`cadistill`, and the arms that differ from it by their number of CLAReps alone."
-    sizes = {a: 100 * (ARMS[a].fraction or percent / 100) for a in arms
-             if a == OWN or ARMS[a].role == "fraction" and ARMS[a].selection == "random"}
-    return dict(sorted(sizes.items(), key=lambda item: item[1]))
-
-
-def fraction_figure(
-    means: pd.DataFrame, # of `summary`
-    baseline: str,
-    percent: float,      # CLAReps of plain `cadistill`, of the training images
-) -> Figure:
-    "Accuracy over the number of CLAReps, the baseline as a dashed line, and other selections of as many."
-    arms, tests = list(dict.fromkeys(means.arm)), headlines(list(means.metric))
-    sizes, others = fractions(arms, percent), [a for a in arms if a in ARMS and ARMS[a].selection != "random"]
-    fig, axes = plt.subplots(1, len(tests), figsize=(1 + 2.6 * len(tests), 3.2), squeeze=False, layout="constrained")
-    curves = [("random selection", sizes, "o-")]
-    curves += [(arm, {arm: percent * shift}, marker) for arm, shift, marker in zip(others, (0.82, 1.22), "^D")]
-    for ax, metric in zip(axes[0], tests):
-        part = means[means.metric == metric].set_index("arm")
-        half = part.half.where(np.isfinite(part.half), 0)
-        ax.axhline(part["mean"][baseline], color="black", ls="--", lw=1, label=baseline)
-        for (name, x, line), color in zip(curves, ("#0072B2", "#009E73", "#CC79A7")):
-            ax.errorbar([*x.values()], part["mean"][[*x]], half[[*x]], fmt=line, color=color, ms=5, capsize=3,
-                        label=name)
-        best = part["mean"][list(sizes)].agg("idxmin" if metric in BETTER_LOW else "idxmax")
-        note = " (less is better)" if metric in BETTER_LOW else ""
-        ax.set_title(f"{name_of(metric)}{note}: best at {sizes[best]:g} %", fontsize=9), ax.tick_params(labelsize=8)
-        ax.set_xscale("log"), ax.set_xticks([*sizes.values()], [f"{v:g}" for v in sizes.values()]), ax.minorticks_off()
-        ax.set_xlabel("CLAReps, % of training set", fontsize=9)
-    axes[0, 0].set_ylabel("accuracy; BG-gap: difference" if "bg_gap" in tests else "accuracy")
-    handles = axes[0, 0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    return fig
-
-# %% ../../nbs/report/01_comparison.ipynb #009ad647
+# %% ../../nbs/report/01_comparison.ipynb #43e88edc
 def student_figures(
     table: pd.DataFrame, # columns `stage, arm, seed, metric, class, value`
     pairs: pd.DataFrame, # of `comparisons`
     baseline: str,
-    percent: float,      # CLAReps of plain `cadistill`, of the training images
 ) -> dict[str, Figure]:  # `classes`; `fraction` and `ablation` where such arms were trained
     "The figures beside the forest plot."
-    metrics, arms = tests_of(table), set(table[table.stage == "evaluate"].arm)
     figures = {"classes": class_map(class_means(table), baseline)}
-    if len(pairs[pairs.family == "CLAReps"]):
-        figures["fraction"] = fraction_figure(summary(table, metrics, baseline), baseline, percent)
-    if OWN in arms and any(ARMS[a].role == "ablation" for a in arms):
-        parts = [OWN, *dict.fromkeys(pairs[pairs.family == "parts"].arm)]
-        rows = pd.concat([table[table.arm == a] for a in parts])
-        figures["ablation"] = forest_figure(rows, metrics, OWN)
+    for role, family in (("fraction", "CLAReps"), ("ablation", "parts")):
+        part = pairs[pairs.family == family]
+        if any(ARMS[a].role == role for a in part.arm):
+            rows = table[table.arm.isin([OWN, *part.arm])]
+            figures[role] = forest_figure(rows, list(dict.fromkeys(part.metric)), OWN)
     return figures
 
 # %% ../../nbs/report/01_comparison.ipynb #ae182cd0
