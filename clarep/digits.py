@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PHOTOS', 'DIGITS', 'SPLITS', 'TILES_PER_SIDE', 'BACKGROUNDS', 'DRAWN', 'VARIANTS', 'FRAGMENT', 'CLUTTER_OPACITY',
-           'photo', 'split_of_tile', 'tiles', 'compose', 'place', 'random_tint', 'random_crop', 'recolour', 'digits_of',
-           'drawn_shapes', 'read_idx', 'shapes_of', 'choose_background', 'clutter_on', 'digits_on_photos']
+           'photo', 'split_of_tile', 'tiles', 'compose', 'place', 'random_tint', 'random_crop', 'mix_colour',
+           'recolour', 'digits_of', 'drawn_shapes', 'read_idx', 'shapes_of', 'choose_background', 'clutter_on',
+           'digits_on_photos']
 
 # %% ../nbs/03_digits.ipynb #621e199f
 import colorsys
@@ -74,18 +75,25 @@ def place(
     size: int,         # of the canvas
     side: int,         # of the shape on it
     rng: np.random.Generator,
+    position: tuple[float, float] = (0.0, 1.0), # range of the place, as a share of the free room along a side
 ) -> np.ndarray:       # float, `size size`
     "Enlarge a shape and put it at a random place on an empty canvas."
     big = Image.fromarray(np.round(shape * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     canvas = np.zeros((size, size), np.float32)
-    row, column = rng.integers(0, size - side + 1, 2)
+    low, high = (round(share * (size - side)) for share in position)
+    row, column = rng.integers(low, high + 1, 2)
     canvas[row:row + side, column:column + side] = np.asarray(big, np.float32) / 255
     return canvas
 
 
-def random_tint(rng: np.random.Generator) -> np.ndarray:
-    "A strong colour, as float RGB."
-    return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 1), rng.uniform(0.6, 1)), np.float32)
+def random_tint(
+    rng: np.random.Generator,
+    saturation: tuple[float, float] = (0.5, 1.0), # range; 0 is white at value 1
+    value: tuple[float, float] = (0.6, 1.0),      # range; 0 is black
+) -> np.ndarray: # float, `3`
+    "A colour of random hue."
+    hue = rng.random()
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(*value)), np.float32)
 
 
 def random_crop(tiles: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -95,6 +103,16 @@ def random_crop(tiles: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     row, column = rng.integers(0, len(tile) - side + 1, 2)
     crop = Image.fromarray(tile[row:row + side, column:column + side])
     return np.asarray(crop.resize((size, size), Image.Resampling.BOX), np.float32) / 255
+
+# %% ../nbs/03_digits.ipynb #9f4a4af7
+def mix_colour(
+    crop: np.ndarray,  # float, `h w 3`
+    own_colour: float, # share of its own mean colour that the crop keeps
+    rng: np.random.Generator,
+) -> np.ndarray:       # float in [0, 1], `h w 3`
+    "Replace a part of a crop's mean colour by a random colour; the texture stays."
+    colour = rng.uniform(0.1, 0.7, 3).astype(np.float32)
+    return np.clip(crop + (1 - own_colour) * (colour - crop.mean((0, 1))), 0, 1)
 
 # %% ../nbs/03_digits.ipynb #ad6431b2
 BACKGROUNDS = ["photo", "photo-recoloured"]
@@ -209,6 +227,7 @@ def clutter_on(
     n: int,                 # fragments
     opacity: float,         # of the digit
     rng: np.random.Generator,
+    **tint,                 # ranges of `random_tint`
 ) -> np.ndarray:            # float, `size size 3`
     "Lay fragments of random shapes over a background."
     size, eighth = len(background), shapes.shape[1] / 8
@@ -216,7 +235,7 @@ def clutter_on(
         row, column = (round(i * eighth) for i in rng.integers(0, 4, 2))
         piece = shapes[rng.integers(len(shapes))][row:row + round(5 * eighth), column:column + round(5 * eighth)]
         canvas = place(piece, size, round(FRAGMENT * size), rng)
-        background = compose(background, canvas, random_tint(rng), CLUTTER_OPACITY * opacity)
+        background = compose(background, canvas, random_tint(rng, **tint), CLUTTER_OPACITY * opacity)
     return background
 
 # %% ../nbs/03_digits.ipynb #2a91490b
@@ -232,6 +251,12 @@ def digits_on_photos(
     backgrounds: str = "photo", # one of `BACKGROUNDS`
     objects: str | Path | None = None, # see `shapes_of`
     class_names: list[str] = DIGITS,
+    tint_saturation: tuple[float, float] = (0.5, 1.0), # range, of digit and fragments; as `tint_value`
+    tint_value: tuple[float, float] = (0.6, 1.0),
+    object_scale: tuple[float, float] = (1.0, 1.0),    # range of the digit's side, as a share of the image's
+    object_position: tuple[float, float] = (0.0, 1.0), # see `place`
+    background_gain: float = 1.0,      # dims the photograph
+    own_colour: float = 1.0,           # share of its own mean colour that a photograph keeps
 ) -> Images:                    # with mask and background
     "Digits or other shapes on photographs; raises `DataError` when shapes and class names do not go together."
     for value, allowed in ((variant, VARIANTS), (backgrounds, BACKGROUNDS)):
@@ -244,16 +269,17 @@ def digits_on_photos(
     if n_classes > len(PHOTOS):
         raise DataError(f"{n_classes} classes, but only {len(PHOTOS)} photographs, one per class")
     backdrops, scenes = [tiles(photo(name), split) for name in PHOTOS], []
+    colours = {"saturation": tint_saturation, "value": tint_value}
     for i in range(n):
         label = i % n_classes
         front, back, colour = (np.random.default_rng([seed, SPLITS.index(split), i, layer]) for layer in (0, 1, 2))
         shape = shapes[front.choice(np.flatnonzero(targets == label))]
-        mask, tint = place(shape, size, size, front), random_tint(front)
+        tint, side = random_tint(front, **colours), round(size * front.uniform(*object_scale))
+        mask = place(shape, size, side, front, object_position)
         background = choose_background(variant, label, rho, back, n_classes)
-        scene = random_crop(backdrops[background], size, back)
-        if backgrounds == "photo-recoloured":
-            scene = recolour(scene, colour)
-        scene = clutter_on(scene, shapes, clutter, opacity, back) * (variant != "only_fg")
+        crop = random_crop(backdrops[background], size, back)
+        scene = mix_colour(crop, own_colour, colour) if backgrounds == "photo" else recolour(crop, colour)
+        scene = clutter_on(background_gain * scene, shapes, clutter, opacity, back, **colours) * (variant != "only_fg")
         image = scene * (1 - mask[..., None]) if variant == "no_fg" else compose(scene, mask, tint, opacity)
         scenes.append((*(np.round(x * 255).astype(np.uint8) for x in (image, mask)), label, background))
     images, mask, labels, background = (torch.from_numpy(np.stack(x)) for x in zip(*scenes))

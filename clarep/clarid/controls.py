@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'random_directions', 'low_frequencies', 'principal_directi
 # %% ../../nbs/clarid/04_controls.ipynb #6e7c42b9
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .identify import decode_images, project_out, sensitive_directions
 from .jacobian import right_singular_vectors
+from .store import Hyperparameters
 from ..diffusion.ode import decode
 from ..diffusion.teacher import Teacher
 
@@ -179,17 +180,19 @@ def several_times(
 class MethodContext:
     "What a method may look at."
     teacher: Teacher
-    x: torch.Tensor      # latents at `t_e`, `b c h w`
+    x: torch.Tensor      # latents at `h.t_e`, `b c h w`
     labels: torch.Tensor # `b`
-    t_e: int
-    layer: str           # whose Jacobian CLARID takes
-    feature_layer: str   # whose Jacobian is compared with it
+    h: Hyperparameters   # of CLARID; every method takes its timestep, steps and search from them
     k: int               # directions to compute
     n_protected: int     # class directions that the context directions avoid
     others: tuple[torch.Tensor, torch.Tensor] # latents of other images at `t_e`, and their classes
-    steps: int           # from `t_e` to clean data
     seed: int = 0
-    search: dict = field(default_factory=dict) # see `right_singular_vectors`
+    fill: torch.Tensor | None = None # what replaces the removed part, see `project_out`
+
+    @property
+    def search(self) -> dict:
+        "How long directions are searched, see `right_singular_vectors`."
+        return {"tol": self.h.tol, "energy": self.h.energy}
 
     @cached_property
     def c(self) -> torch.Tensor:
@@ -199,12 +202,18 @@ class MethodContext:
     @cached_property
     def clarid(self) -> tuple[torch.Tensor, torch.Tensor]:
         "CLARID's directions `b k c h w` and their singular values `b k`."
-        return sensitive_directions(self.teacher, self.x, self.c, self.t_e, self.layer, self.k, **self.search)[:2]
+        return sensitive_directions(self.teacher, self.x, self.c, self.h.t_e, self.h.layer, self.k, **self.search)[:2]
 
     def sensitive(self, layer: str, c: torch.Tensor | None = None) -> torch.Tensor: # `b k c h w`
         "The most sensitive directions of another layer, or under another condition."
         c = self.c if c is None else c
-        return sensitive_directions(self.teacher, self.x, c, self.t_e, layer, self.k, **self.search)[0]
+        return sensitive_directions(self.teacher, self.x, c, self.h.t_e, layer, self.k, **self.search)[0]
+
+    def other_latents(self) -> torch.Tensor: # `b c h w`
+        "For each sample one of the other latents that is of another class, drawn at random."
+        latents, labels = self.others
+        weights = (labels.cpu() != self.labels.cpu()[:, None]).float()
+        return latents[torch.multinomial(weights, 1, generator=self.generator())[:, 0]].to(self.x)
 
     def generator(self) -> torch.Generator:
         "A fresh random stream: what one method draws changes nothing for another."
@@ -217,22 +226,23 @@ class Method(NamedTuple):
     color: str
     marker: str # matplotlib's format, such as "o-"; without a line where there is one k only
     directions: Callable[[MethodContext], torch.Tensor | None] | None = None # `b k c h w`; None: too few images
-    project: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None
+    project: Callable[[MethodContext, int], torch.Tensor] | None = None
     start: Callable[[MethodContext, int], torch.Tensor] | None = None
     time: float = 1.0 # of the latents, as a share of `t_e`
 
 
 def _context(ctx: MethodContext) -> torch.Tensor:
-    W = class_directions(ctx.teacher, ctx.x, ctx.c, ctx.t_e, "output", ctx.n_protected, **ctx.search)
-    return context_directions(ctx.teacher, ctx.x, ctx.c, ctx.t_e, ctx.layer, ctx.k, W, **ctx.search)
+    h = ctx.h
+    W = class_directions(ctx.teacher, ctx.x, ctx.c, h.t_e, "output", ctx.n_protected, **ctx.search)
+    return context_directions(ctx.teacher, ctx.x, ctx.c, h.t_e, h.layer, ctx.k, W, **ctx.search)
 
 
 def _weighted(ctx: MethodContext) -> torch.Tensor:
-    return weighted_directions(ctx.teacher, ctx.x, ctx.c, ctx.t_e, ctx.layer, ctx.k, ctx.others[0], **ctx.search)
+    return weighted_directions(ctx.teacher, ctx.x, ctx.c, ctx.h.t_e, ctx.h.layer, ctx.k, ctx.others[0], **ctx.search)
 
 
 def _class_average(ctx: MethodContext) -> torch.Tensor:
-    return class_average_directions(ctx.teacher, *ctx.others, ctx.c, ctx.t_e, ctx.layer, ctx.k, **ctx.search)
+    return class_average_directions(ctx.teacher, *ctx.others, ctx.c, ctx.h.t_e, ctx.h.layer, ctx.k, **ctx.search)
 
 
 def _class_pca(ctx: MethodContext) -> torch.Tensor | None:
@@ -241,9 +251,17 @@ def _class_pca(ctx: MethodContext) -> torch.Tensor | None:
 
 
 def _several_times(ctx: MethodContext, k: int) -> torch.Tensor:
-    n, times = ctx.teacher.max_batch_size(50), [round(ctx.t_e * share) for share in (1, 0.8, 0.6)]
-    return torch.cat([several_times(ctx.teacher, x, c, times, ctx.layer, k, ctx.steps, **ctx.search)
+    n, times = ctx.teacher.max_batch_size(50), [round(ctx.h.t_e * share) for share in (1, 0.8, 0.6)]
+    return torch.cat([several_times(ctx.teacher, x, c, times, ctx.h.layer, k, ctx.h.steps, **ctx.search)
                       for x, c in zip(ctx.x.split(n), ctx.c.split(n))])
+
+
+def _mean_fill(ctx: MethodContext, k: int) -> torch.Tensor:
+    return project_out(ctx.x, ctx.clarid[0][:, :k], ctx.others[0].mean(0).to(ctx.x).expand_as(ctx.x))
+
+
+def _resample(ctx: MethodContext, k: int) -> torch.Tensor:
+    return project_out(ctx.x, ctx.clarid[0][:, :k], ctx.other_latents())
 
 
 def _fresh_noise(ctx: MethodContext, k: int) -> torch.Tensor:
@@ -252,17 +270,19 @@ def _fresh_noise(ctx: MethodContext, k: int) -> torch.Tensor:
 # %% ../../nbs/clarid/04_controls.ipynb #9770cf27
 METHODS: dict[str, Method] = {
     "clarid": Method("variant", "#0072B2", "o-", lambda ctx: ctx.clarid[0]),
-    "soft": Method("variant", "#56B4E9", "p-", project=soft_projection),
+    "mean_fill": Method("variant", "#56B4E9", "<-", project=_mean_fill),
+    "resample": Method("variant", "#117733", "P-", project=_resample),
+    "soft": Method("variant", "#56B4E9", "p-", project=lambda ctx, k: soft_projection(ctx.x, *ctx.clarid, k)),
     "norm_restored": Method("variant", "#CC79A7", "*-",
-                            project=lambda x, V, S, k: restore_norm(project_out(x, V[:, :k]), x)),
+                            project=lambda ctx, k: restore_norm(project_out(ctx.x, ctx.clarid[0][:, :k]), ctx.x)),
     "several_times": Method("variant", "#000000", "d", start=_several_times, time=0.6),
     "context": Method("variant", "#009E73", "D-", _context),
     "weighted": Method("variant", "#8B4513", "h-", _weighted),
     "class_average": Method("variant", "#E69F00", ">-", _class_average),
-    "feature_layer": Method("variant", "#D55E00", "^-", lambda ctx: ctx.sensitive(ctx.feature_layer)),
+    "feature_layer": Method("variant", "#D55E00", "^-", lambda ctx: ctx.sensitive(ctx.h.feature_layer)),
     "unconditional": Method("control", "#56B4E9", "v--",
-                            lambda ctx: ctx.sensitive(ctx.layer, ctx.teacher.null(len(ctx.x)))),
-    "output_jacobian": Method("control", "#CC79A7", "P--", lambda ctx: ctx.sensitive("output")),
+                            lambda ctx: ctx.sensitive(ctx.h.layer, ctx.teacher.null(len(ctx.x)))),
+    "x0_jacobian": Method("control", "#CC79A7", "P--", lambda ctx: ctx.sensitive("x0")),
     "smallest": Method("control", "#999999", "X:", lambda ctx: ctx.clarid[0].flip(1)),
     "random": Method("control", "#D55E00", "s:", lambda ctx: random_directions(ctx.x, ctx.k, ctx.generator())),
     "low_frequency": Method("control", "#000000", "^-", lambda ctx: low_frequencies(ctx.x, ctx.k)),
@@ -274,27 +294,27 @@ METHODS: dict[str, Method] = {
 def all_directions(
     ctx: MethodContext,
     methods: dict[str, Method] = METHODS,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # method: `b k c h w`; CLARID's singular values, `b k`; on the CPU
+) -> dict[str, torch.Tensor]: # method: `b k c h w`, on the CPU
     "Directions of every method that gives any; those of `class_pca` only where every class has more than k others."
     V = {name: method.directions(ctx) for name, method in methods.items() if method.directions}
-    return {name: D.float().cpu() for name, D in V.items() if D is not None}, ctx.clarid[1].float().cpu()
+    return {name: D.float().cpu() for name, D in V.items() if D is not None}
 
 
 def project_all(
-    x: torch.Tensor,                     # latents at `t_e`, `b c h w`
+    ctx: MethodContext,
     directions: dict[str, torch.Tensor], # of `all_directions`
-    values: torch.Tensor,                # CLARID's singular values
     num_directions: list[int],
     methods: dict[str, Method] = METHODS,
 ) -> dict[tuple[str, int], torch.Tensor]: # (method, k): `b c h w`; ("guidance_only", 0) is the unprojected latent
     "Latents without the first k directions of every method, and after every other projection."
-    V, S, latents = directions["clarid"].to(x), values.to(x), {("guidance_only", 0): x}
+    x = ctx.x
+    latents = {("guidance_only", 0): x}
     for name, method in methods.items():
         for k in num_directions:
             if name in directions:
-                latents[name, k] = project_out(x, directions[name][:, :k].to(x))
+                latents[name, k] = project_out(x, directions[name][:, :k].to(x), ctx.fill)
             elif method.project:
-                latents[name, k] = method.project(x, V, S, k)
+                latents[name, k] = method.project(ctx, k)
     return latents
 
 
@@ -307,9 +327,10 @@ def remove_all(
 ) -> dict[tuple[str, int], torch.Tensor]: # (method, k): latents, `b c h w`
     "Latents of a whole set of images after every method, a batch at a time."
     parts, n = [], ctx.teacher.max_batch_size(batch_size)
-    for x, labels in tqdm(list(zip(ctx.x.split(n), ctx.labels.split(n))), desc="directions", unit="batch"):
-        part = all_directions(replace(ctx, x=x, labels=labels), methods)
-        parts.append(project_all(x, *part, num_directions, methods))
+    for i in tqdm(range(0, len(ctx.x), n), desc="directions", unit="batch"):
+        part = replace(ctx, x=ctx.x[i:i + n], labels=ctx.labels[i:i + n], seed=ctx.seed + i,
+                       fill=None if ctx.fill is None else ctx.fill[i:i + n])
+        parts.append(project_all(part, all_directions(part, methods), num_directions, methods))
     latents = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     return latents | {(name, k): method.start(ctx, k) for name, method in methods.items() if method.start}
 

@@ -23,7 +23,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 
-from .models import DiTTeacher, FlowTeacher, Pixels, Teacher, TextTeacher, VAESpace
+from .models import (
+    OUTPUTS, DiTTeacher, FlowTeacher, PixelUnshuffle, Pixels, Teacher, TextTeacher, VAESpace, pixel_space)
 from .schedule import Solver, schedule_of
 from ..files import DataError, atomic_write, fingerprint, load_json, save_json
 
@@ -35,12 +36,15 @@ def build_unet(
     layers_per_block: int = 1,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    patch_size: int = 1,  # pixels per latent position, along a side; see `pixel_space`
 ) -> UNet2DModel:
     "A class-conditional UNet for RGB images with one more class embedding for the null condition."
+    latent_channels = 3 * patch_size**2
     attention = [False] * (len(channels) - 1) + [True]
     unet = UNet2DModel(
-        sample_size=size, in_channels=3, out_channels=3, num_class_embeds=num_classes + 1, norm_num_groups=8,
-        block_out_channels=tuple(channels), layers_per_block=layers_per_block, attention_head_dim=min(32, channels[-1]),
+        sample_size=size // patch_size, in_channels=latent_channels, out_channels=latent_channels,
+        num_class_embeds=num_classes + 1, norm_num_groups=8, block_out_channels=tuple(channels),
+        layers_per_block=layers_per_block, attention_head_dim=min(32, channels[-1]),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)))
     return nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns of an empty list of exceptions
@@ -180,9 +184,9 @@ def class_ids_of(
 
 # %% ../../nbs/diffusion/03_teacher.ipynb #a695f30a
 def _open_classes(folder: Path, net: nn.Module, scheduler, options: LoadOptions, teacher: type) -> Teacher:
-    own, index = folder / "clarep.json", folder / "model_index.json"
-    if own.is_file():
-        names = load_json(own)["class_names"]
+    index, header = folder / "model_index.json", _header(folder)
+    if header:
+        names = header["class_names"]
         labels = {str(i): name for i, name in enumerate(names)}
     else:
         numbers = {str(i): str(i) for i in range(teacher.table_size(net.config))}
@@ -193,9 +197,15 @@ def _open_classes(folder: Path, net: nn.Module, scheduler, options: LoadOptions,
     return teacher(net, scheduler, names, _space(folder, options), options.solver, ids)
 
 
-def _space(folder: Path, options: LoadOptions) -> Pixels | VAESpace:
-    vae = folder / "vae"
-    return VAESpace(_weights(AutoencoderKL, vae, options).to(options.device)) if vae.is_dir() else Pixels()
+def _header(folder: Path) -> dict:
+    "What `save_teacher` or `point_to` wrote beside the weights; nothing where another program wrote them."
+    return load_json(folder / "clarep.json") if (folder / "clarep.json").is_file() else {}
+
+
+def _space(folder: Path, options: LoadOptions) -> Pixels | PixelUnshuffle | VAESpace:
+    if (vae := folder / "vae").is_dir():
+        return VAESpace(_weights(AutoencoderKL, vae, options).to(options.device))
+    return pixel_space(_header(folder).get("patch_size", 1))
 
 
 def _weights(network: type, folder: Path, options: LoadOptions) -> nn.Module:
@@ -256,8 +266,9 @@ def _parts(folder: Path) -> tuple[Architecture, dict, SchedulerMixin]:
     architecture = architecture_of(folder)
     part, vae, index = architecture.part, folder / "vae", folder / "model_index.json"
     config, pipeline = load_json(folder / part / "config.json"), load_json(index) if index.is_file() else {}
-    channels = load_json(vae / "config.json").get("latent_channels", 4) if vae.is_dir() else 3
-    source = "its autoencoder gives" if vae.is_dir() else "an image has"
+    patch_size = _header(folder).get("patch_size", 1)
+    channels = load_json(vae / "config.json").get("latent_channels", 4) if vae.is_dir() else 3 * patch_size**2
+    source = "its autoencoder gives" if vae.is_dir() else "an image has" if patch_size == 1 else "its patches have"
     refusals = (
         (not [*(folder / part).glob("*.safetensors")],
          _damaged(folder, f"{part} has a configuration but no weights, *.safetensors")),
@@ -313,7 +324,8 @@ def meta_teacher(
     vae = folder / "vae"
     with torch.device("meta"):
         net = network.from_config(config)
-        space = VAESpace(AutoencoderKL.from_config(load_json(vae / "config.json"))) if vae.is_dir() else Pixels()
+        space = (VAESpace(AutoencoderKL.from_config(load_json(vae / "config.json"))) if vae.is_dir()
+                 else pixel_space(_header(folder).get("patch_size", 1)))
     if not issubclass(teacher, TextTeacher):
         return teacher(net, scheduler, [str(i) for i in range(teacher.table_size(net.config))], space)
     rows, width = (n_classes or 1) + 1, net.config.get("cross_attention_dim") or net.config.joint_attention_dim
@@ -326,7 +338,7 @@ def meta_teacher(
 def describe(path_or_hub_id: str | Path) -> CheckpointInfo:
     "What the configuration of a checkpoint says; raises `DataError` as `meta_teacher` does."
     teacher = meta_teacher(path_or_hub_id)
-    layers = [*teacher.layer_list(), "output"]
+    layers = [*teacher.layer_list(), *OUTPUTS]
     return CheckpointInfo(layers, teacher.image_size, teacher.latent_shape, len(teacher.schedule))
 
 # %% ../../nbs/diffusion/03_teacher.ipynb #c675b4ae
@@ -338,8 +350,7 @@ def load_teacher(
 ) -> Teacher:
     "Open a teacher; raises `DataError` for a missing, damaged or unsafe one, `ValueError` for classes that do not fit."
     folder = locate(path_or_hub_id)
-    header = load_json(folder / "clarep.json") if (folder / "clarep.json").is_file() else {}
-    if "checkpoint" in header:
+    if "checkpoint" in (header := _header(folder)):
         target = locate(_target(folder, header["checkpoint"]))
         if header["weights"] != _weights_of(target):
             raise DataError(f"the checkpoint {header['checkpoint']} is not what it was when the teacher stage ran; "
@@ -373,13 +384,14 @@ def save_teacher(
     unet: UNet2DModel,
     scheduler: DDIMScheduler,
     class_names: list[str],
+    patch_size: int = 1, # of its space, see `pixel_space`
     **header, # anything JSON holds: settings, data, steps
 ) -> None:
     "Write a teacher as a diffusers folder, whole or not at all."
     with atomic_write(folder) as part:
         unet.save_pretrained(part / "unet", safe_serialization=True)
         scheduler.save_pretrained(part / "scheduler")
-        save_json(part / "clarep.json", {"class_names": list(class_names), **header})
+        save_json(part / "clarep.json", {"class_names": list(class_names), "patch_size": patch_size, **header})
 
 
 def point_to(

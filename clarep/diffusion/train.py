@@ -20,8 +20,8 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from .models import PixelUnshuffle, Pixels, Teacher
 from .ode import sample
-from .teacher import Teacher
 from ..files import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from ..images import Images, to_bytes, to_unit
 
@@ -126,7 +126,7 @@ class Training:
 # %% ../../nbs/diffusion/05_train.ipynb #edaddfab
 def train(
     run: Training,
-    x: torch.Tensor,      # images in [-1, 1], `n c h w`
+    x: torch.Tensor,      # latents of images, `n c h w`
     labels: torch.Tensor, # `n`
     batch_size: int,
     condition_dropout: float,
@@ -162,14 +162,15 @@ def train_with_samples(
     num_inference_steps: int,
     folder: Path,           # of checkpoints and samples
     seed: int,              # of training and of the samples' noise
+    space: Pixels | PixelUnshuffle = Pixels(),
     **settings,             # of `train`: batch_size, condition_dropout, checkpoint_every
 ) -> dict[int, torch.Tensor]: # samples by step, uint8, `m h w c`
     "Train a teacher as `train` does, with samples of the EMA weights at each checkpoint."
-    for _ in train(run, to_unit(data.images), data.labels, folder=folder, seed=seed, **settings):
+    for _ in train(run, space.encode(to_unit(data.images)), data.labels, folder=folder, seed=seed, **settings):
         step = len(run.losses)
         print(f"step {step}: loss {np.mean(run.losses[-100:]):.4f}")
         with run.ema_weights() as net:
-            teacher = Teacher(net, run.scheduler, data.class_names)
+            teacher = Teacher(net, run.scheduler, data.class_names, space)
             samples = to_bytes(sample(teacher, labels, guidance_scale, num_inference_steps, seed))
         save_tensors(folder / f"samples-{step:06}.safetensors", {"samples": samples, "step": torch.tensor(step)})
     files = [load_tensors(path)[0] for path in sorted(folder.glob("samples-*.safetensors"))]
