@@ -15,6 +15,7 @@ from conftest import HOME, copy_of_project, run_in
 
 from clarep.files import load_json
 from clarep.params import apply_preset
+from clarep.pipeline.stage import STAGES
 
 PRESETS = sorted(p.stem for p in (HOME / "presets").glob("*.yaml"))
 SMALL = [f"{name} smoke" for name in ("cifar10", "fashion-mnist", "imagenet-dit-xl", "text-sd15")]
@@ -50,7 +51,8 @@ def append_cell(path, source: str) -> None:
     nbformat.write(notebook, path)
 
 
-LESS = """# As many held-out images as there have to be
+LESS = """# As many images as there have to be
+data: {n_probe: 750}
 select: {n_images: 20}
 representation: {n_images: 20}
 """
@@ -63,11 +65,10 @@ def test_preset_is_a_possible_experiment(names, tmp_path):
     assert ("smoke" in names) == (params.student.epochs == 4)
 
 
-def repro(home, *names: str, target: str = "") -> None:
-    """Settings from presets, then `dvc repro`."""
-    for command in (("python", "-m", "clarep.params", *names), ("dvc", "repro", *target.split())):
+def run_all(home, *commands: tuple[str, ...]) -> None:
+    for command in commands:
         done = run_in(home, *command)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert done.returncode == 0, (command, done.stdout[-3000:] + done.stderr[-3000:])
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +85,8 @@ def own(tmp_path_factory):
     (home / "presets/less.yaml").write_text(LESS + "compare: {arms: [ce, cadistill, flat-labels]}\n")
     append_cell(home / "nbs/cadistill/02_arms.ipynb", NEW_ARM)
     append_cell(home / "nbs/clarid/04_controls.ipynb", NEW_METHOD)
-    for command in ("nbdev-export", "nbdev-clean"):
-        assert run_in(home, command).returncode == 0
-    repro(home, "imagenet-dit-xl", "smoke", "less")
+    settings = ("python", "-m", "clarep.params", "imagenet-dit-xl", "smoke", "less")
+    run_all(home, ("nbdev-export",), ("nbdev-clean",), settings, ("dvc", "repro"))
     return home
 
 
@@ -131,7 +131,8 @@ def test_whole_pipeline_with_a_transformer(own):
 
 @pytest.mark.xdist_group("presets")
 def test_whole_pipeline_with_a_text_conditional_teacher(project):
-    repro(project, "text-sd15", "smoke", "less")
+    settings = ("python", "-m", "clarep.params", "text-sd15", "smoke", "less")
+    run_all(project, settings, ("python", "tests/one_process.py", *STAGES))
     metrics = {"class_retained", "background_retained"}
     check_pipeline(project, "TextTeacher", ("down_blocks.0", "mid_block"), metrics, {"ce", "cadistill"})
 
@@ -149,18 +150,14 @@ def test_a_users_project_stays_green(own):
     """The check passes there, and so do the notebooks that show what is in `runs/`."""
     which = "index or identify or directions or representation or comparison"
     notebooks = ("-m", "pytest", "-n", "0", "tests/test_notebooks.py", "-k", which)
-    for command in (
-        ("ruff", "check", "."),
-        ("python", ".ci/check.py"),
-        ("python", "docs/readme.py", "--check"),
-        (sys.executable, *notebooks),
-    ):
-        done = run_in(own, *command)
-        assert done.returncode == 0, (command, done.stdout[-3000:] + done.stderr[-3000:])
+    check = (("ruff", "check", "."), ("python", ".ci/check.py"), ("python", "docs/readme.py", "--check"))
+    run_all(own, *check, (sys.executable, *notebooks))
 
 
 @pytest.mark.xdist_group("presets")
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
 def test_smoke_presets_of_other_data_reach_their_students(name, project):
-    repro(project, name, "smoke", "less", target="evaluate@cadistill-0")
+    settings = ("python", "-m", "clarep.params", name, "smoke", "less")
+    stages = [stage for stage in STAGES if stage not in ("representation", "directions", "report")]
+    run_all(project, settings, ("python", "tests/one_process.py", *stages))
     assert load_json(project / "runs/evaluate/cadistill-0/metrics.json")["acc_clean"] >= 0
