@@ -1,4 +1,4 @@
-"""The stages of params.yaml in one process: python tests/one_process.py STAGE ... (a start of its own costs a stage 6 s)."""
+"""The stages of params.yaml in one process: python tests/one_process.py STAGE ... (each saves its own start, 6 s)."""
 
 import sys
 from pathlib import Path
