@@ -27,12 +27,13 @@ from ..images import Images, picture_classes, to_bytes, to_unit
 def project_out(
     x: torch.Tensor, # latents, `b ...`
     V: torch.Tensor, # orthonormal directions per sample, `b k ...`
+    fill: torch.Tensor | None = None, # latents whose part inside `V` takes the place of the removed one; None: zero
 ) -> torch.Tensor:   # latents without their part inside `V`, `b ...`
     "Remove from each latent its component in the span of its own directions (CLARID, Eq. 2)."
     if V.shape[0] != x.shape[0] or V.shape[2:] != x.shape[1:]:
         raise ValueError(f"directions {tuple(V.shape)} do not fit latents {tuple(x.shape)}; "
                          f"they should be `b k {' '.join(map(str, x.shape[1:]))}`")
-    inside = einsum(V.flatten(2), x.flatten(1), "b k d, b d -> b k")
+    inside = einsum(V.flatten(2), (x if fill is None else x - fill).flatten(1), "b k d, b d -> b k")
     return x - einsum(V.flatten(2), inside, "b k d, b k -> b d").reshape_as(x)
 
 # %% ../../nbs/clarid/02_identify.ipynb #5356ae20
@@ -73,9 +74,11 @@ def invert_images(
     t_e: int,
     steps: int,
     batch_size: int = 100,
+    under: str = "unconditional", # or class
 ) -> torch.Tensor: # latents at `t_e`, `n c h w`
-    "Invert images under their own class."
-    parts = batches(teacher, images.images, teacher.condition(images.labels), batch_size=batch_size)
+    "Invert images under the null condition, or under their own class."
+    c = teacher.condition(images.labels) if under == "class" else teacher.null(len(images))
+    parts = batches(teacher, images.images, c, batch_size=batch_size)
     return torch.cat([invert(teacher, teacher.encode(to_unit(x)), c, t_e, steps) for x, c in parts])
 
 
@@ -121,12 +124,14 @@ def clarid(
     tol: float = 1e-2,     # see `right_singular_vectors`
     energy: float | None = None,       # see `right_singular_vectors`
     feature_layer: str | None = None,  # of the Canonical Features; None: `layer`
+    invert_under: str = "class",       # or unconditional
+    fill: str = "zero",
     index: torch.Tensor | None = None, # place of each image in its data set; None: counted from 0
     generator: torch.Generator | None = None,
 ) -> Batch: # CLAReps, Canonical Samples and Features, on the CPU
     "Canonical Latent Representations of images under their own class (CLARID)."
     c = teacher.condition(labels)
-    x = invert(teacher, teacher.encode(images), c, t_e, steps)
+    x = invert(teacher, teacher.encode(images), c if invert_under == "class" else teacher.null(len(c)), t_e, steps)
     values, products = x.new_zeros(len(x), 0), torch.zeros(len(x), dtype=torch.long)
     if k:
         V, values, info = sensitive_directions(teacher, x, c, t_e, layer, k, tol, energy, generator)

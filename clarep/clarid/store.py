@@ -26,6 +26,8 @@ class Hyperparameters:
     tol: float            # see `right_singular_vectors`
     energy: float | None  # see `right_singular_vectors`
     feature_layer: str    # layer of the Canonical Features
+    invert_under: str = "class" # or unconditional
+    fill: str = "zero"    # what takes the place of the removed part: zero, mean or resample
 
     def arguments(self) -> dict:
         "Keyword arguments of `clarid`, which calls the guidance scale `guidance`."
