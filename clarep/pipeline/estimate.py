@@ -30,6 +30,7 @@ from fastcore.script import call_parse
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..clarid.controls import METHODS
+from ..cadistill.tune import draw_settings, fix_settings
 from ..cadistill.arms import ARMS, StudentConfig, defaults, train_arm
 from ..clarid.identify import sensitive_directions
 from ..clarid.jacobian import twice_differentiable
@@ -202,7 +203,7 @@ def representation_work(p: Params, h: Hyperparameters) -> Counter:
 # %% ../../nbs/pipeline/02_estimate.ipynb #f812114b
 def training_work(p: Params, arm: str, epochs: int, n: int = 1) -> Counter:
     "The training of `n` students."
-    steps = n * epochs * (p.data.n_train // p.student.batch_size)
+    steps = n * epochs * ARMS[arm].epochs_factor * (p.data.n_train // p.student.batch_size)
     images = steps * p.student.batch_size if ARMS[arm].source == "activations" else 0
     return units(steps, "student step", arm) + units(images, "evaluation")
 
@@ -212,26 +213,28 @@ def auxiliary_work(p: Params, h: Hyperparameters, arm: str) -> Counter:
     source, n = ARMS[arm].source, n_clareps(p, ARMS[arm].fraction or p.auxiliary.fraction)
     if source == "activations":
         return units(p.data.n_train * len(ARMS[arm].search_space["t"]), "evaluation")
+    synth, raw = evaluations(p.auxiliary.num_sample_steps, h.guidance_scale), round_trip(p, h.steps) + 1
     guided = round_trip(p, h.steps, h.guidance_scale) + 1
-    evals = {"synth": evaluations(p.auxiliary.num_sample_steps, h.guidance_scale),
-             "raw": round_trip(p, h.steps) + 1, "guided": guided, "random": guided}.get(source, 0)
+    evals = {"synth": synth, "raw": raw, "noise": synth + raw, "nothing": 0, "classifier": 0, "canonical": 0,
+             "scenes": 0, "pixels": 0}.get(source, guided)
     classifiers = int(source == "classifier" or ARMS[arm].selection == "confident")
-    return (training_work(p, "ce", p.student.epochs, classifiers) + units(n * evals, "evaluation")
+    directions = search(n, h.layer, h.k, h.tol, h.energy) if source == "resample" else Counter()
+    return (training_work(p, "ce", p.student.epochs, classifiers) + units(n * evals, "evaluation") + directions
             + units(n * 3 * p.data.size**2 if evals else 0, "byte"))
 
 
 def tune_work(p: Params, arm: str) -> Counter:
-    "The trials of an arm, each attacked on validation images; no trial where there is nothing to choose."
+    "The students of an arm's trials, each attacked on validation images; no trial where there is nothing to choose."
     t = p.tune
-    choices = math.prod(len(v) for name, v in ARMS[arm].search_space.items() if getattr(t, name, None) is None)
-    trials = min(t.trials, choices) if choices > 1 else 0
-    return (training_work(p, arm, t.trial_epochs, trials)
-            + units(trials * min(t.n_images, p.data.n_validation) * t.attack_steps, "attack step"))
+    fixed = {name: value for name, value in t.model_dump().items() if name in ARMS[arm].search_space}
+    students = t.n_seeds * len(draw_settings(fix_settings(ARMS[arm].search_space, **fixed), t.trials))
+    return (training_work(p, arm, t.trial_epochs, students)
+            + units(students * min(t.n_images, p.data.n_validation) * t.attack_steps, "attack step"))
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #c3a1d0e4
 def stage_runs(p: Params, stage: str) -> list[tuple[str | None, int | None]]: # arm, seed
     "The runs of a stage: one, one per arm, or one per arm and seed."
-    if stage in ("student", "evaluate"):
+    if stage == "student":
         return [(arm, seed) for arm in p.compare.arms for seed in p.compare.seeds]
     return [(arm, None) for arm in p.compare.arms] if stage in ("auxiliary", "tune") else [(None, None)]
 
@@ -264,8 +267,7 @@ def work(p: Params, choice: dict, teacher: Teacher) -> dict[str, Counter]:
         "select": select_work(p, choice), "representation": representation_work(p, h),
         "auxiliary": sum((auxiliary_work(p, h, arm) for arm in arms), Counter()),
         "tune": sum((tune_work(p, arm) for arm in arms), Counter()),
-        "student": sum((training_work(p, arm, p.student.epochs, seeds) for arm in arms), Counter()),
-        "evaluate": units(attack, "attack step")}
+        "student": sum((training_work(p, arm, p.student.epochs, seeds) for arm in arms), units(attack, "attack step"))}
     return {s: works.get(s, Counter()) + units(len(stage_runs(p, s)), "start") for s in STAGES}
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #c3a42fe5
@@ -337,7 +339,8 @@ def student_step_cost(bench: Bench, arm: str) -> dict[str, float]:
     n, names, size = max(config[3:5]), [str(i) for i in range(n_classes(bench.p))], bench.shapes.image_size
     pixels, features = torch.randint(256, (n, size, size, 3), dtype=torch.uint8), torch.randn(n, width)
     images, space = Images(pixels, torch.arange(n) % len(names), names), ARMS[arm].search_space
-    tensors = {"images": pixels, "labels": images.labels, "features": features}
+    tensors = {"images": pixels, "labels": images.labels, "features": features,
+               "index": torch.arange(n) % config.batch_size}
     tensors |= {f"share {t}": features for t in space.get("t", [])}
     if ARMS[arm].source == "classifier":
         tensors = config.network(images).state_dict()
