@@ -42,7 +42,6 @@ STAGES = (
     "auxiliary",
     "tune",
     "student",
-    "evaluate",
     "report",
 )
 CHAPTERS["Stages, as last executed"] = [f"stages/{stage}" for stage in STAGES]

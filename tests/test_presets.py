@@ -72,10 +72,10 @@ def test_whole_pipeline_with_another_kind_of_teacher(names, kind, layer, project
 
 @pytest.mark.parametrize("names", ["cifar10 smoke", "fashion-mnist smoke"])
 def test_smoke_presets_of_other_data_reach_their_students(names, project):
-    for command in (("python", "-m", "clarep.params", *names.split()), ("dvc", "repro", "evaluate@cadistill-0")):
+    for command in (("python", "-m", "clarep.params", *names.split()), ("dvc", "repro", "student@cadistill-0")):
         done = run_in(project, *command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert load_json(project / "runs/evaluate/cadistill-0/metrics.json")["acc_clean"] >= 0
+    assert load_json(project / "runs/student/cadistill-0/tests/metrics.json")["acc_clean"] >= 0
 
 
 def test_a_users_project_stays_green(project):

@@ -26,14 +26,12 @@ class Hyperparameters:
     tol: float            # see `right_singular_vectors`
     energy: float | None  # see `right_singular_vectors`
     feature_layer: str    # layer of the Canonical Features
-    t_f: int | None = None             # timestep of the Canonical Features; None: `t_e`
-    invert_under: str = "unconditional" # condition of the inversion: unconditional or class
-    fill: str = "zero"    # what replaces the removed part: zero, mean or resample
+    invert_under: str = "class" # or unconditional
+    fill: str = "zero"    # what takes the place of the removed part: zero, mean or resample
 
     def arguments(self) -> dict:
-        "Keyword arguments of `clarid`, which calls the guidance scale `guidance` and takes latents as `fill`."
+        "Keyword arguments of `clarid`, which calls the guidance scale `guidance`."
         arguments = asdict(self)
-        del arguments["fill"]
         return arguments | {"guidance": arguments.pop("guidance_scale")}
 
 # %% ../../nbs/clarid/03_store.ipynb #62b07438
