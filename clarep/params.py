@@ -176,6 +176,7 @@ Weight = Annotated[float, Field(ge=0)] | None
 class Tune(Section):
     "The search of an arm's settings on validation images. A setting that is not null is not searched."
     trials: Positive
+    n_seeds: Positive
     trial_epochs: Positive
     n_images: Positive
     attack_eps_255: GreyLevels
@@ -202,6 +203,7 @@ class Student(Section):
     channels_last: bool
     accumulate: Positive
     checkpoint_every: Annotated[int, Field(ge=0)]
+    validate_every: Positive
 
 
 class Evaluate(Section):
@@ -386,8 +388,8 @@ def conflicts(p: Params) -> Iterator[str]:
 SECTIONS_OF = {"data": ["data"], "teacher": ["teacher"],
                "select": ["solver", "select"], "clareps": ["solver", "clareps"],
                "representation": ["solver", "representation"], "directions": ["solver", "directions"],
-               "auxiliary": ["solver", "student", "auxiliary"], "tune": ["student", "tune"], "student": ["student"],
-               "evaluate": ["evaluate"], "report": ["compare"]}  # stage: sections, beside `common`
+               "auxiliary": ["solver", "student", "auxiliary"], "tune": ["student", "tune"],
+               "student": ["student", "evaluate"], "report": ["compare"]}  # stage: sections, beside `common`
 
 
 def stage_settings(

@@ -83,11 +83,6 @@ def test_a_deleted_setting_stops_the_pipeline_before_anything_is_removed(smoke, 
             ("student", "--arm", "cadistill", "--seed", "0"),
             ("tensors.safetensors is missing", "dvc repro auxiliary@cadistill"),
         ),
-        (
-            "runs/student/ce-0/student.safetensors",
-            ("evaluate", "--arm", "ce", "--seed", "0"),
-            ("student.safetensors is missing",),
-        ),
     ],
 )
 def test_a_lost_input_is_named_and_earlier_outputs_stay(smoke, run, lost, stage, message):

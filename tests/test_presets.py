@@ -160,4 +160,4 @@ def test_smoke_presets_of_other_data_reach_their_students(name, project):
     settings = ("python", "-m", "clarep.params", name, "smoke", "less")
     stages = [stage for stage in STAGES if stage not in ("representation", "directions", "report")]
     run_all(project, settings, ("python", "tests/one_process.py", *stages))
-    assert load_json(project / "runs/evaluate/cadistill-0/metrics.json")["acc_clean"] >= 0
+    assert load_json(project / "runs/student/cadistill-0/tests/metrics.json")["acc_clean"] >= 0

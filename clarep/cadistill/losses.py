@@ -51,9 +51,11 @@ def align_loss(
     canonical: torch.Tensor,   # unit embeddings of Canonical Samples, `c m`
     canonical_labels: torch.Tensor, # `c`
     temperature: float,
+    own: bool = False,         # the i-th image goes to the i-th Canonical Sample alone
 ) -> torch.Tensor:
     "Each training image is pulled to its class's Canonical Samples and away from the others'."
-    return supcon(z, labels, canonical.detach(), canonical_labels, temperature)
+    others = (labels[:, None] == canonical_labels).fill_diagonal_(False) if own else None
+    return supcon(z, labels, canonical.detach(), canonical_labels, temperature, others)
 
 # %% ../../nbs/cadistill/01_losses.ipynb #4fd3513e
 def hsic(K: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
@@ -90,12 +92,13 @@ class CaDistillLoss:
         labels: torch.Tensor,             # `b`
         canonical_features: torch.Tensor, # the student's, of Canonical Samples, `c m`
         canonical_labels: torch.Tensor,   # `c`
-        teacher_features: torch.Tensor,   # Canonical Features, `c q`
+        teacher_features: torch.Tensor | None, # Canonical Features, `c q`; None: no term of CKA
+        own: bool = False,                # the i-th Canonical Sample comes from the i-th training image
     ) -> dict[str, torch.Tensor]:         # weighted terms; their sum is what is added to cross-entropy
         "Alignment, clustering and CKA, each times its weight."
         z, w = F.normalize(features, dim=1), F.normalize(canonical_features, dim=1)
-        return {
-            "align": self.a_align * align_loss(z, labels, w, canonical_labels, self.temperature),
-            "cano": self.a_cano * cano_loss(w, canonical_labels, self.temperature),
-            "dist": self.a_dist * (1 - cka(canonical_features, teacher_features)),
-        }
+        terms = {"align": self.a_align * align_loss(z, labels, w, canonical_labels, self.temperature, own),
+                 "cano": self.a_cano * cano_loss(w, canonical_labels, self.temperature)}
+        if teacher_features is not None:
+            terms["dist"] = self.a_dist * (1 - cka(canonical_features, teacher_features))
+        return terms

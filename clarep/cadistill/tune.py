@@ -16,12 +16,12 @@ from torch import nn
 # %% ../../nbs/cadistill/04_tune.ipynb #a263ea5e
 def draw_settings(
     search_space: dict[str, list[float]], # setting: values, the default first
-    n: int,                               # at most
+    n: int,                               # at most; of one alone there is nothing to choose
     seed: int = 0,
 ) -> list[dict[str, float]]: # all different, the default first; none when there is nothing to choose
     "Draw settings from a search space."
     size = math.prod(map(len, search_space.values()))
-    if size < 2:
+    if min(n, size) < 2:
         return []
     rest = 1 + torch.randperm(size - 1, generator=torch.Generator().manual_seed(seed))
     return [dict(_settings(search_space, place)) for place in [0, *rest[:n - 1].tolist()]]
@@ -40,16 +40,18 @@ def fix_settings(search_space: dict[str, list[float]], **values: float | None) -
 # %% ../../nbs/cadistill/04_tune.ipynb #3ea8b140
 def search(
     settings: list[dict[str, float]], # the default first
-    train: Callable[[dict[str, float]], nn.Module],        # settings to a student
+    train: Callable[[dict[str, float], int], nn.Module],   # settings and seed to a student
     score: Callable[[nn.Module], dict[str, torch.Tensor]], # per test, whether each validation image is classified right
+    seeds: list[int],                 # of the students of a trial
 ) -> tuple[dict[str, float], pd.DataFrame]: # best settings; a row per trial
-    """Train a student with each of the settings, and return the settings whose student scores best.
+    """Train students with each of the settings, and return the settings whose students score best.
 
     The first settings stay where the best is not better by more than the noise. Columns of the table: settings,
     accuracy per test, their mean `score`, `noise` of its difference to the first, whether it is the `winner`."""
     rows, default = [], None
     for values in settings:
-        right = {name: r.double() for name, r in score(train(values)).items()}
+        students = [score(train(values, seed)) for seed in seeds]
+        right = {name: torch.stack([r[name].double() for r in students]).mean(0) for name in students[0]}
         default = default or right
         accuracies = {name: r.mean().item() for name, r in right.items()}
         variance = sum((r - default[name]).var().item() / len(r) for name, r in right.items())

@@ -31,8 +31,10 @@ def backgrounds_known(folder: str | Path) -> bool:
 
 
 def background_sets(folder: str | Path) -> list[str]:
-    "Names of the sets of backgrounds in which CLAReps are measured: two where backgrounds are known, else one."
-    return ["photo", "recoloured"] if backgrounds_known(folder) else ["images"]
+    "Names of the sets of backgrounds in which CLAReps are measured; `images` where backgrounds are not known."
+    if not backgrounds_known(folder):
+        return ["images"]
+    return ["photo"] + ["recoloured"] * (Path(folder) / "probe-recoloured.safetensors").is_file()
 
 
 def load_split(

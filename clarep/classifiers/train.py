@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['random_shift', 'CrossEntropy', 'TrainOptions', 'training_mode', 'Run', 'gradient_step', 'train_epoch',
-           'train_student']
+           'train_student', 'last_quarter']
 
 # %% ../../nbs/classifiers/02_train.ipynb #91a91d06
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from .networks import accuracy
 from ..files import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from ..images import Images, to_unit
 
@@ -55,13 +56,16 @@ class TrainOptions:
     channels_last: bool = False # memory layout of images and weights
     accumulate: int = 1         # parts of a batch
     checkpoint_every: int = 0   # epochs; 0: no checkpoints
+    validate_every: int = 0     # epochs; 0: never
 
     def __post_init__(self):
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is {self.precision!r}; students train in float32 or bfloat16")
-        if self.accumulate < 1 or self.checkpoint_every < 0:
-            raise ValueError(f"accumulate is {self.accumulate} and must be 1 or more; "
-                             f"checkpoint_every is {self.checkpoint_every} and must be 0 or more")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate} and must be 1 or more")
+        if min(self.checkpoint_every, self.validate_every) < 0:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}, validate_every {self.validate_every}; "
+                             "both must be 0 or more")
 
 
 @contextmanager
@@ -182,9 +186,10 @@ def train_student(
     seed: int,
     arm: nn.Module | None = None, # None: `CrossEntropy`; moved to the student's device, trained in place
     options: TrainOptions = TrainOptions(),
+    validation: dict[str, Images] | None = None, # name: images whose accuracy the history has as `acc_NAME`
     folder: Path | None = None,   # of the checkpoint, one folder per run; training resumes from the one in it
     progress: str = "student",
-) -> list[dict[str, float]]: # per epoch, the mean of each term of the loss
+) -> list[dict[str, float]]: # per epoch, the mean of each term of the loss; at some, accuracies too
     "Train a classifier; raises `ValueError` for fewer images than one batch, and for checkpoints without a folder."
     if len(data) < batch_size:
         raise ValueError(f"{len(data)} images are fewer than one batch of {batch_size}; "
@@ -202,6 +207,20 @@ def train_student(
         with tqdm(total=epochs * steps, initial=start * steps, desc=progress, unit="step", mininterval=1) as bar:
             for epoch in range(start + 1, epochs + 1):
                 run.history.append(train_epoch(run, data, batch_size, options, bar))
+                if options.validate_every and (not epoch % options.validate_every or epoch in (3 * epochs // 4, epochs)):
+                    run.history[-1] |= {f"acc_{name}": accuracy(student, to_unit(images.images), images.labels)
+                                        for name, images in (validation or {}).items()}
                 if state and (not epoch % options.checkpoint_every or epoch == epochs):
                     run.save(state)
     return run.history
+
+# %% ../../nbs/classifiers/02_train.ipynb #37a6d10f
+def last_quarter(
+    history: list[dict[str, float]], # of `train_student`
+    name: str,                       # of the validation images
+    n: int,                          # their number
+) -> tuple[float, float]: # accuracy gained in the last quarter of the epochs; standard error of the accuracy
+    "What the end of training brought; all of it, where nothing was measured before."
+    curve = {epoch: terms[f"acc_{name}"] for epoch, terms in enumerate(history, 1) if f"acc_{name}" in terms}
+    end, before = curve[len(history)], [value for epoch, value in curve.items() if epoch <= 3 * len(history) // 4]
+    return end - (before[-1] if before else 0.0), (end * (1 - end) / n) ** 0.5

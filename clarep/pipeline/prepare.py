@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from ..cadistill.arms import ARMS
 from ..files import DataError, atomic_write, code_digest, import_closure, imported_modules, project_root
-from ..params import SECTIONS_OF, Params, latest_timesteps, load_params, most_directions
+from ..params import EMBEDDED, SECTIONS_OF, Params, latest_timesteps, load_params, most_directions
 from .estimate import planned_work
 
 # %% ../../nbs/pipeline/03_prepare.ipynb #e1cb1e9b
@@ -84,6 +84,9 @@ def arm_conflicts(p: Params) -> Iterator[str]:
         if (arm := ARMS.get(name)) is None:
             yield f"`compare.arms`: there is no arm {name!r}; there are: {', '.join(ARMS)}"
             continue
+        if arm.source == "scenes" and p.data.name != EMBEDDED:
+            yield (f"`compare.arms`: {name} reads the objects on random scenes, and those of {p.data.name} are not "
+                   f"known; take it out, or set `data.name` to {EMBEDDED}")
         share = arm.fraction or p.auxiliary.fraction
         if arm.source == "canonical" and share > p.clareps.fraction:
             yield (f"`compare.arms`: {name} reads CLAReps of {share:.0%} of the training images, "

@@ -33,8 +33,8 @@ def preflight(
 
 # %% ../../nbs/pipeline/01_stage.ipynb #e949c510
 STAGES = ["data", "teacher", "select", "clareps", "representation", "directions", "auxiliary", "tune", "student",
-          "evaluate", "report"]
-ARM_STAGES = {"auxiliary": ("arm",), "tune": ("arm",), "student": ("arm", "seed"), "evaluate": ("arm", "seed")}
+          "report"]
+ARM_STAGES = {"auxiliary": ("arm",), "tune": ("arm",), "student": ("arm", "seed")}
 
 
 def out_folder(

@@ -60,8 +60,8 @@ def long_table(
     methods = representation_rows(load_measurements(runs), CLAReps(runs / "clareps/shards").hyperparameters.k)
     once = [rows(stage, arm, seed, runs / stage / arm)
             for stage in ("auxiliary", "tune") for arm in arms if (runs / stage / arm).is_dir()]
-    each = [rows(stage, arm, s, runs / stage / f"{arm}-{s}")
-            for stage in ("student", "evaluate") for arm in arms for s in seeds]
+    each = [rows(stage, arm, s, runs / f"student/{arm}-{s}" / part)
+            for stage, part in (("student", ""), ("evaluate", "tests")) for arm in arms for s in seeds]
     return pd.concat([*single, teacher, methods, *once, *each])
 
 # %% ../../nbs/report/02_page.ipynb #3a03aeda
