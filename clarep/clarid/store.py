@@ -26,12 +26,14 @@ class Hyperparameters:
     tol: float            # see `right_singular_vectors`
     energy: float | None  # see `right_singular_vectors`
     feature_layer: str    # layer of the Canonical Features
-    invert_under: str = "class" # or unconditional
-    fill: str = "zero"    # what takes the place of the removed part: zero, mean or resample
+    t_f: int | None = None             # timestep of the Canonical Features; None: `t_e`
+    invert_under: str = "unconditional" # condition of the inversion: unconditional or class
+    fill: str = "zero"    # what replaces the removed part: zero, mean or resample
 
     def arguments(self) -> dict:
-        "Keyword arguments of `clarid`, which calls the guidance scale `guidance`."
+        "Keyword arguments of `clarid`, which calls the guidance scale `guidance` and takes latents as `fill`."
         arguments = asdict(self)
+        del arguments["fill"]
         return arguments | {"guidance": arguments.pop("guidance_scale")}
 
 # %% ../../nbs/clarid/03_store.ipynb #62b07438
