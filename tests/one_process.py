@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 from execnb.shell import CaptureShell
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from clarep.files import project_root
@@ -16,7 +17,7 @@ from clarep.pipeline.prepare import prepare
 
 def execute(notebook, executed, parameters, cwd) -> None:
     """What `clarep.pipeline.stage.execute` does, without a kernel."""
-    content = parameterize_notebook(nbformat.read(notebook, 4), parameters)
+    content = parameterize_notebook(load_notebook_node(str(notebook)), parameters)
     CaptureShell(path=cwd).run_all(content, exc_stop=True)
     Path(executed).parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(content, executed)
