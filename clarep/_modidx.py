@@ -304,6 +304,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'clarep/clarid/jacobian.py'),
                                         'clarep.clarid.jacobian.right_singular_vectors': ( 'clarid/jacobian.html#right_singular_vectors',
                                                                                            'clarep/clarid/jacobian.py'),
+                                        'clarep.clarid.jacobian.still_to_come': ( 'clarid/jacobian.html#still_to_come',
+                                                                                  'clarep/clarid/jacobian.py'),
                                         'clarep.clarid.jacobian.twice_differentiable': ( 'clarid/jacobian.html#twice_differentiable',
                                                                                          'clarep/clarid/jacobian.py')},
             'clarep.clarid.select': { 'clarep.clarid.select.Choice': ('clarid/select.html#choice', 'clarep/clarid/select.py'),
