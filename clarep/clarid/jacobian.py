@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEMORY', 'twice_differentiable', 'Products', 'orthonormalize', 'Bidiagonal', 'Estimate', 'estimate', 'still_to_come',
-           'hidden_copies', 'SearchInfo', 'StoppingRule', 'Search', 'right_singular_vectors']
+           'hidden_copies', 'SearchInfo', 'Search', 'right_singular_vectors']
 
 # %% ../../nbs/clarid/01_jacobian.ipynb #83cb7d1f
 import math
@@ -187,7 +187,7 @@ def vectors(self: Bidiagonal, i: int, coordinates: torch.Tensor) -> torch.Tensor
 @dataclass(frozen=True)
 class Estimate:
     "How far the top k of an approximate spectrum are from the exact ones, per sample."
-    value_error: torch.Tensor # `b k`, absolute, of each singular value
+    value_error: torch.Tensor # `b k`, absolute, of each singular value, by its residual
     angle: torch.Tensor       # `b`, largest principal angle to the exact span, radians
     gap: torch.Tensor         # `b`, `(s_k - s_{k+1}) / s_k`; nan where there is no value k + 1
     energy: torch.Tensor      # `b`, the sum of squares of the top k
@@ -212,13 +212,13 @@ def estimate(
     cluster_error = r.square().cumsum(1)[:, None, :-1] / distance       # of value i as one of the first j
     invariant = r[:, :k + 1].amax(1) <= noise                           # J maps the span to itself: nothing is to come
     value_error = torch.minimum(r[:, :k], cluster_error.amin(2))
-    value_error = torch.where(invariant[:, None], value_error, value_error.clamp(min=to_come))
+    error = torch.where(invariant[:, None], value_error, value_error.clamp(min=to_come))
     angle = (r[:, :k] / gap).norm(dim=1).clamp(max=math.pi / 2)
     has_gap = gap[:, -1] > 10 * tol * top[:, -1]
     span_ok = torch.where(has_gap, (angle <= tol) & (r[:, k] <= gap[:, -1] / 2),
                           r[:, k] <= torch.maximum(10 * tol * top[:, -1], noise))
-    values_ok = (value_error <= torch.maximum(tol * top, noise[:, None])).all(1)
-    return Estimate(value_error, angle, relative_gap, top.square().sum(1), (2 * top * value_error).sum(1),
+    values_ok = (error <= torch.maximum(tol * top, noise[:, None])).all(1)
+    return Estimate(value_error, angle, relative_gap, top.square().sum(1), (2 * top * error).sum(1),
                     values_ok & (span_ok | invariant))
 
 
@@ -235,7 +235,7 @@ def still_to_come(
 # %% ../../nbs/clarid/01_jacobian.ipynb #3ae3ec77
 def hidden_copies(
     S: torch.Tensor,     # approximate singular values, falling, `b n`
-    error: torch.Tensor, # of the top k, `b k`
+    error: torch.Tensor, # of the top k, by their residuals, `b k`
     block: int,          # rows
     eps: float,          # machine precision of the products
     allowance: torch.Tensor | float = 0.0, # energy that the result may lack, `b`
@@ -246,7 +246,7 @@ def hidden_copies(
         return torch.zeros(len(S), dtype=torch.bool)
     first, last, lowest, squares = S[:, :k - block + 1], S[:, block - 1:k], S[:, k - 1:k], S[:, :k].square()
     uncertainty = error[:, :k - block + 1] + error[:, block - 1:] + 30 * eps * S[:, :1]
-    below = squares.flip(1).cumsum(1).flip(1)[:, block - 1:] - squares[:, block - 1:]  # energy of the values that follow
+    below = squares.sum(1, keepdim=True) - squares.cumsum(1)[:, block - 1:]  # energy of the values that follow
     gain = first.square() * torch.arange(k - block, -1, -1) - below  # if all of them were copies
     counts = (first - lowest > uncertainty) & (gain > torch.as_tensor(allowance)[..., None])
     return ((first - last <= uncertainty) & counts).any(1)
@@ -312,38 +312,22 @@ class SearchInfo:
     vjps: torch.Tensor      # `b`, products J' u
     residual: torch.Tensor  # `b k`, of each vector, relative to the largest singular value
     angle: torch.Tensor     # `b`, estimated largest principal angle to the exact span, radians; pi/2 without a gap at k
-    gap: torch.Tensor       # `b`, `(s_k - s_{k+1}) / s_k`, nan where k + 1 was never computed; where it is 0 there is
-                            # no top-k subspace, only a captured energy
+    gap: torch.Tensor       # `b`, `(s_k - s_{k+1}) / s_k`, nan without k + 1; near 0 only the energy has a meaning
     energy: torch.Tensor    # `b`, captured: the sum of squared singular values
-    converged: torch.Tensor # `b`, whether the stopping rule is met
+    converged: torch.Tensor # `b`, whether the goal is met: `energy` where it is given, else `tol`
 
     @property
     def products(self) -> torch.Tensor:
         "Products of either kind, `b`."
         return self.jvps + self.vjps
 
-
-@dataclass(frozen=True)
-class StoppingRule:
-    "When a sample is done."
-    k: int
-    tol: float
-    energy: float | None = None # share of the exact top-k energy; given, it alone decides
-
-    def is_met(
-        self,
-        e: Estimate, # of one sample
-    ) -> bool:
-        "Whether one sample may stop, unless copies are hidden."
-        if self.energy is None:
-            return e.within_tol.item()
-        return (e.energy >= self.energy * (e.energy + e.shortfall)).item()
-
 # %% ../../nbs/clarid/01_jacobian.ipynb #d64fda7c
 @dataclass
 class Search:
-    "The state of a search: its rule, and the results of each sample of the batch."
-    rule: StoppingRule
+    "The state of a search: its goal, and the results of each sample of the batch."
+    k: int
+    tol: float
+    energy: float | None   # share of the exact top-k energy; given, it alone decides
     budget: float          # products per sample
     seed: int
     V: torch.Tensor        # `b k d`
@@ -367,22 +351,22 @@ def check_convergence(
     block: int,
 ) -> str:      # "stop", "widen" or "continue"
     "Whether one sample is done, from its small matrix; if so, store its result."
-    rule, info, eps = self.rule, self.info, torch.finfo(self.V.dtype).eps
-    values, r, Y = K.ritz(i, rule.k)
-    top, r_top = values[:rule.k], r[:rule.k]
-    self.history[row].append(top)
-    e = estimate(values[None], r[None], rule.k, rule.tol, eps, still_to_come(self.history[row]))
-    allowance = 0.0 if rule.energy is None else (1 - rule.energy) * e.energy
+    info, k, eps, history = self.info, self.k, torch.finfo(self.V.dtype).eps, self.history[row]
+    values, r, Y = (z[None] for z in K.ritz(i, k))
+    history.append(values[0, :k])
+    e = estimate(values, r, k, self.tol, eps, still_to_come(history))
+    goal = 1.0 if self.energy is None else self.energy
     complete, out_of_budget = K.width == 0, 2 * (K.count + K.width) > self.budget
-    hidden = not complete and bool(hidden_copies(values[None], e.value_error, block, eps, allowance))
-    met = complete or K.n > rule.k and rule.is_met(e)
-    far = (e.value_error / top.clamp(min=1e-300)).max() > 100 * rule.tol and rule.energy is None
+    hidden = not complete and bool(hidden_copies(values, e.value_error, block, eps, (1 - goal) * e.energy))
+    reached = e.within_tol if self.energy is None else e.energy >= goal * (e.energy + e.shortfall)
+    met = complete or K.n > k and bool(reached)
+    far = (e.value_error / values[:, :k].clamp(min=1e-300)).max() > 100 * self.tol and self.energy is None
     self.next_check[row] = K.count + max(block, K.n // (8 if far else 24))
     if not out_of_budget and (hidden or not met):
         return "widen" if met else "continue"
-    self.V[row], self.S[row] = K.vectors(i, Y), top
+    self.V[row], self.S[row] = K.vectors(i, Y[0]), values[0, :k]
     info.jvps[row] = info.vjps[row] = K.count
-    info.residual[row] = r_top / values[0].clamp(min=1e-300)
+    info.residual[row] = r[0, :k] / values[0, 0].clamp(min=1e-300)
     info.angle[row], info.gap[row], info.energy[row] = 0.0 if complete else e.angle, e.gap, e.energy
     info.converged[row] = met and not hidden
     return "stop"
@@ -395,7 +379,7 @@ def run(
     size: int, # rows that fit into a basis
 ) -> None:
     "Expand the bases until every sample has stopped."
-    block, k = K.width, self.rule.k
+    block, k = K.width, self.k
     while True:
         if K.n + K.width > size:
             K.compress(min(K.n - K.width, k + (size - k) // 2))
@@ -435,7 +419,7 @@ def right_singular_vectors(
     k: int,          # number of directions
     *,
     tol: float = 1e-3,               # relative error of each value; angle of the span in radians, where there is a gap
-    energy: float | None = None,     # stop already with this share of the exact top-k energy, such as 0.99
+    energy: float | None = None,     # share of the exact top-k energy, such as 0.99; given, it is met whatever `tol` is
     block: int | None = None,        # directions per round, 2 by default; a larger one fills a wide machine better
     max_products: int | None = None, # per sample; by default enough for the exact answer
     max_basis: int | None = None,    # vectors per sample and side; by default 4 k, at least k + 32
@@ -446,6 +430,8 @@ def right_singular_vectors(
 ) -> tuple[torch.Tensor, torch.Tensor, SearchInfo]: # V `b k ...`, orthonormal; S `b k`, falling; cost and errors
     """Top-k right singular vectors of each sample's Jacobian.
 
+    A search ends at `tol`, or at `energy` where it is given; both are estimates, by residuals and by growth.
+    Without a gap at k (`info.gap`) there is no top-k subspace, only a captured energy.
     Block Golub-Kahan with thick restart (Golub, Luk & Overton 1981; Baglama & Reichel 2005).
     Warns when `max_products` ends before the goal, or when autograd cannot see into f.
     Raises `ValueError` for a number out of range or a value that is not finite."""
@@ -458,7 +444,7 @@ def right_singular_vectors(
     info = SearchInfo(per_sample.long(), per_sample.long(), S.clone(), per_sample.clone(), per_sample.clone(),
                       per_sample.clone(), per_sample.bool())
     budget = math.inf if max_products is None else max_products
-    search = Search(StoppingRule(k, tol, energy), budget, seed, V, S, info, [0] * b, [[] for _ in range(b)])
+    search = Search(k, tol, energy, budget, seed, V, S, info, [0] * b, [[] for _ in range(b)])
     size = min(d, max_basis or max(4 * k, k + 32))
     for rows in torch.arange(b).split(_max_batch_size(f, x, args, size, chunk)):
         start = torch.randn(block, d, generator=torch.Generator().manual_seed(seed), dtype=V.dtype).to(x.device)
