@@ -931,6 +931,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'clarep/pipeline/estimate.py'),
                                           'clarep.pipeline.estimate.student_step_cost': ( 'pipeline/estimate.html#student_step_cost',
                                                                                           'clarep/pipeline/estimate.py'),
+                                          'clarep.pipeline.estimate.student_work': ( 'pipeline/estimate.html#student_work',
+                                                                                     'clarep/pipeline/estimate.py'),
                                           'clarep.pipeline.estimate.sweep_work': ( 'pipeline/estimate.html#sweep_work',
                                                                                    'clarep/pipeline/estimate.py'),
                                           'clarep.pipeline.estimate.teacher_step_cost': ( 'pipeline/estimate.html#teacher_step_cost',

@@ -6,10 +6,10 @@
 __all__ = ['WITHOUT_IMAGES', 'IMPORTS', 'COUNTS', 'MEASURE', 'DECIMALS', 'untrained_teacher', 'noise', 'feature_width',
            'count_tflop', 'evaluation_tflop', 'product_tflop', 'units', 'search', 'expected_choice', 'resolve',
            'n_classes', 'n_sets', 'round_trip', 'probe_work', 'sweep_work', 'select_work', 'n_clareps', 'clareps_work',
-           'representation_work', 'training_work', 'auxiliary_work', 'tune_work', 'teacher_work', 'directions_work',
-           'stage_runs', 'work', 'Bench', 'mean_seconds', 'evaluation_cost', 'teacher_step_cost', 'direction_cost',
-           'student_step_cost', 'attack_step_cost', 'start_cost', 'estimate', 'estimate_table', 'measured_seconds',
-           'planned_work', 'stored_choice', 'main']
+           'representation_work', 'training_work', 'auxiliary_work', 'student_work', 'tune_work', 'teacher_work',
+           'directions_work', 'stage_runs', 'work', 'Bench', 'mean_seconds', 'evaluation_cost', 'teacher_step_cost',
+           'direction_cost', 'student_step_cost', 'attack_step_cost', 'start_cost', 'estimate', 'estimate_table',
+           'measured_seconds', 'planned_work', 'stored_choice', 'main']
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #90109235
 import math
@@ -29,6 +29,7 @@ from fastcore.script import call_parse
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..cadistill.arms import ARMS
+from ..cadistill.tune import draw_settings, fix_settings
 from ..clarid.controls import METHODS
 from ..clarid.identify import sensitive_directions
 from ..clarid.jacobian import twice_differentiable
@@ -199,7 +200,7 @@ WITHOUT_IMAGES = {"nothing", "classifier", "activations"} # sources of arms that
 def training_work(p: Params, arm: str, epochs: int, n: int = 1) -> Counter:
     "The training of `n` students."
     s, source = p.student, ARMS[arm].source
-    steps = n * epochs * (p.data.n_train // s.batch_size)
+    steps = n * epochs * ARMS[arm].epochs_factor * (p.data.n_train // s.batch_size)
     images = s.batch_size + (0 if source in WITHOUT_IMAGES else s.canonical_batch_size)
     evals = steps * s.batch_size if source == "activations" else 0
     return units(steps, "student step", s.model, s.width, images) + units(evals, "evaluation")
@@ -210,21 +211,30 @@ def auxiliary_work(p: Params, h: Hyperparameters, arm: str) -> Counter:
     source, n = ARMS[arm].source, n_clareps(p, ARMS[arm].fraction or p.auxiliary.fraction)
     if source == "activations":
         return units(p.data.n_train * len(ARMS[arm].search_space["t"]), "evaluation")
-    guided = round_trip(p, h.steps, h.guidance_scale) + 1
-    evals = {"synth": evaluations(p.auxiliary.num_sample_steps, h.guidance_scale),
-             "raw": round_trip(p, h.steps) + 1, "guided": guided, "random": guided}.get(source, 0)
+    synth, raw = evaluations(p.auxiliary.num_sample_steps, h.guidance_scale), round_trip(p, h.steps) + 1
+    known = dict.fromkeys([*WITHOUT_IMAGES, "canonical", "scenes", "pixels"], 0)
+    known |= {"synth": synth, "raw": raw, "noise": synth + raw}
+    evals = known.get(source, round_trip(p, h.steps, h.guidance_scale) + 1)
     classifiers = int(source == "classifier" or ARMS[arm].selection == "confident")
-    return (training_work(p, "ce", p.student.epochs, classifiers) + units(n * evals, "evaluation")
+    directions = search(n, h.layer, h.k, h.tol, h.energy) if source == "resample" else Counter()
+    return (training_work(p, "ce", p.student.epochs, classifiers) + units(n * evals, "evaluation") + directions
             + units(n * 3 * p.data.size**2 if evals else 0, "byte"))
 
 
+def student_work(p: Params, arm: str) -> Counter:
+    "Training and attacks, all seeds together."
+    seeds = len(p.compare.seeds)
+    return (training_work(p, arm, p.student.epochs, seeds)
+            + units(seeds * min(p.evaluate.n_attack, p.data.n_test) * p.evaluate.pgd_steps, "attack step"))
+
+
 def tune_work(p: Params, arm: str) -> Counter:
-    "The trials of an arm, each attacked on validation images; no trial where there is nothing to choose."
+    "The students of an arm's trials; no trial where there is nothing to choose."
     t = p.tune
-    choices = math.prod(len(v) for name, v in ARMS[arm].search_space.items() if getattr(t, name, None) is None)
-    trials = min(t.trials, choices) if choices > 1 else 0
-    return (training_work(p, arm, t.trial_epochs, trials)
-            + units(trials * min(t.n_images, p.data.n_validation) * t.attack_steps, "attack step"))
+    fixed = {name: value for name, value in t.model_dump().items() if name in ARMS[arm].search_space}
+    students = t.n_seeds * len(draw_settings(fix_settings(ARMS[arm].search_space, **fixed), t.trials))
+    return (training_work(p, arm, t.trial_epochs, students)
+            + units(students * min(t.n_images, p.data.n_validation) * t.attack_steps, "attack step"))
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #c3a1d0e4
 def teacher_work(p: Params) -> Counter:
@@ -253,16 +263,14 @@ def stage_runs(p: Params, stage: str) -> list[tuple]: # (), (arm,) or (arm, seed
 def work(p: Params, choice: dict, teacher: Teacher) -> dict[str, Counter]:
     "What every stage does, all arms and seeds together; `choice` is that of stage `select`, or the expected one."
     p = p.model_copy(update={"data": p.data.model_copy(update={"size": teacher.image_size})})
-    h, arms, seeds = resolve(p, choice), p.compare.arms, len(p.compare.seeds)
+    h, arms = resolve(p, choice), p.compare.arms
     numbers = math.prod(teacher.latent_shape) + feature_width(p, teacher)
-    attacked = len(arms) * seeds * min(p.evaluate.n_attack, p.data.n_test)
     works = {
         "teacher": teacher_work(p), "select": select_work(p, choice), "clareps": clareps_work(p, h, numbers),
         "representation": representation_work(p, h), "directions": directions_work(p, h),
         "auxiliary": sum((auxiliary_work(p, h, arm) for arm in arms), Counter()),
         "tune": sum((tune_work(p, arm) for arm in arms), Counter()),
-        "student": sum((training_work(p, arm, p.student.epochs, seeds) for arm in arms), Counter()),
-        "evaluate": units(attacked * p.evaluate.pgd_steps, "attack step")}
+        "student": sum((student_work(p, arm) for arm in arms), Counter())}
     return {s: works.get(s, Counter()) + units(len(stage_runs(p, s)), "start") for s in STAGES}
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #c3a42fe5
@@ -334,7 +342,9 @@ IMPORTS = "import nbformat, papermill, ipykernel.kernelapp, matplotlib.pyplot, c
 
 def start_cost(bench: Bench) -> dict[str, float]:
     "The start of a stage's notebook."
-    return {"expected s": mean_seconds(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True))}
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+    return {"expected s": time.perf_counter() - started}
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #d8265cfb
 COUNTS = { # kind: what one unit adds to the table, without a measurement
