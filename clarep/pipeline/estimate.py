@@ -253,7 +253,8 @@ def work(p: Params, choice: dict, teacher: Teacher) -> dict[str, Counter]:
     h, arms = resolve(p, choice), p.compare.arms
     numbers = math.prod(teacher.latent_shape) + feature_width(teacher, h.feature_layer)
     works = {
-        "teacher": teacher_work(p), "probes": probes_work(p), "select": select_work(p, choice), "clareps": clareps_work(p, h, numbers),
+        "teacher": teacher_work(p), "probes": probes_work(p), "select": select_work(p, choice),
+        "clareps": clareps_work(p, h, numbers),
         "representation": representation_work(p, h), "directions": directions_work(p, h),
         "auxiliary": sum((auxiliary_work(p, h, arm) for arm in arms), Counter()),
         "tune": sum((tune_work(p, arm) for arm in arms), Counter()),

@@ -34,8 +34,8 @@ def preflight(
                  "(`. .venv/bin/activate`), or go through `make repro`, which makes it")
 
 # %% ../../nbs/pipeline/01_stage.ipynb #e949c510
-STAGES = ["data", "teacher", "probes", "select", "clareps", "representation", "directions", "auxiliary", "tune", "student",
-          "report"]
+STAGES = ["data", "teacher", "probes", "select", "clareps", "representation", "directions", "auxiliary", "tune",
+          "student", "report"]
 ARM_STAGES = {"auxiliary": ("arm",), "tune": ("arm",), "student": ("arm", "seed")}
 
 
