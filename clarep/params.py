@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Positive', 'Fraction', 'Name', 'Scales', 'Counts', 'Range', 'GreyLevels', 'EMBEDDED', 'FOLDERS', 'DRAWN', 'Weight',
            'OTHER_KEYS', 'EMBEDDED_KEYS', 'SECTIONS_OF', 'ParamsError', 'Section', 'in_order', 'Common', 'known_source',
-           'quarter_at_least', 'Data', 'Teacher', 'Solver', 'Select', 'Clareps', 'Representation', 'Directions',
-           'Compare', 'Auxiliary', 'Tune', 'Student', 'Evaluate', 'Params', 'explain', 'read_yaml', 'load_params',
-           'source_conflicts', 'least_classes', 'most_directions', 'latest_timesteps', 'teacher_conflicts',
-           'step_conflicts', 'count_conflicts', 'conflicts', 'stage_settings', 'preset_values', 'apply_preset', 'main']
+           'quarter_at_least', 'Data', 'Teacher', 'Solver', 'Probes', 'Select', 'Clareps', 'Representation',
+           'Directions', 'Compare', 'Auxiliary', 'Tune', 'Student', 'Evaluate', 'Params', 'explain', 'read_yaml',
+           'load_params', 'source_conflicts', 'least_classes', 'most_directions', 'latest_timesteps',
+           'teacher_conflicts', 'step_conflicts', 'count_conflicts', 'conflicts', 'stage_settings', 'preset_values',
+           'apply_preset', 'main']
 
 # %% ../nbs/00_params.ipynb #c3b0432c
 import difflib
@@ -129,23 +130,35 @@ class Teacher(Section):
 
 
 class Solver(Section):
-    "How inversion and decoding follow the differential equation."
+    "How CLARID computes, the same in every stage."
     order: Literal[1, 2]
     fixed_point_iterations: Annotated[int, Field(ge=0)]
+    num_inference_steps: Positive
+    invert_under: Literal["unconditional", "class"]
+    fill: Literal["zero", "mean", "resample"]
+    tol: Annotated[float, Field(gt=0, lt=1)]
+    energy: Annotated[float, Field(gt=0, lt=1)] | None
 
 # %% ../nbs/00_params.ipynb #5b0f9ca6
+class Probes(Section):
+    "Independent classifiers of class and background."
+    n: Positive
+    epochs: Positive
+
+
 class Select(Section):
     "The sweep on validation images that chooses CLARID's hyperparameters."
     timesteps: Counts
     layers: Annotated[list[str], Field(min_length=1)]
     num_directions: Counts
     guidance_scales: Scales
+    feature_timesteps: Counts
     n_images: Annotated[int, Field(ge=10)]
-    num_inference_steps: Positive
+    n_others: Annotated[int, Field(ge=10)]
     min_class_retained: Fraction
-    min_reconstruction: Fraction
+    max_overlap: Fraction
+    max_flatness: Fraction
     min_recognised: Fraction
-    probe_epochs: Positive
 
 
 class Clareps(Section):
@@ -155,24 +168,23 @@ class Clareps(Section):
     layer: Name | None
     k: Positive | None
     guidance_scale: Annotated[float, Field(ge=0)] | None
-    feature_layer: Name
-    num_inference_steps: Positive
-    tol: Annotated[float, Field(gt=0, lt=1)]
-    energy: Annotated[float, Field(gt=0, lt=1)] | None
+    feature_layer: Name | None
+    t_f: Positive | None
     batch_size: Positive
     shard_size: Positive
 
 
 class Representation(Section):
     "What independent probes read from the teacher's samples and from CLAReps."
-    probe_epochs: Positive
+    methods: Annotated[list[Name], Field(min_length=1)]
     n_samples: Annotated[int, Field(ge=10)]
     guidance_scales: Scales
     n_images: Annotated[int, Field(ge=10)]
-    n_seeds: Positive
     num_directions: Counts
     n_protected: Positive
-    num_inference_steps: Positive
+    n_retrain: Annotated[int, Field(ge=20)]
+    retrain_epochs: Positive
+    sweep_again: bool
 
 
 class Directions(Section):
@@ -201,6 +213,7 @@ Weight = Annotated[float, Field(ge=0)] | None
 class Tune(Section):
     "The search of an arm's settings on validation images. A setting that is not null is not searched."
     trials: Positive
+    n_seeds: Positive
     trial_epochs: Positive
     n_images: Positive
     attack_eps_255: GreyLevels
@@ -227,6 +240,7 @@ class Student(Section):
     channels_last: bool
     accumulate: Positive
     checkpoint_every: Annotated[int, Field(ge=0)]
+    validate_every: Positive
 
 
 class Evaluate(Section):
@@ -243,6 +257,7 @@ class Params(Section):
     data: Data
     teacher: Teacher
     solver: Solver
+    probes: Probes
     select: Select
     clareps: Clareps
     representation: Representation
@@ -352,7 +367,8 @@ def most_directions(p: Params) -> dict[str, int]: # key: largest number of direc
 
 def latest_timesteps(p: Params) -> dict[str, int]: # key: latest timestep
     "How far each section inverts at most."
-    return {"clareps.t_e": p.clareps.t_e or 1, "select.timesteps": max(p.select.timesteps)}
+    return {"clareps.t_e": p.clareps.t_e or 1, "clareps.t_f": p.clareps.t_f or 1,
+            "select.timesteps": max(p.select.timesteps), "select.feature_timesteps": max(p.select.feature_timesteps)}
 
 # %% ../nbs/00_params.ipynb #befd138d
 def teacher_conflicts(p: Params) -> Iterator[str]:
@@ -372,11 +388,9 @@ def teacher_conflicts(p: Params) -> Iterator[str]:
 
 def step_conflicts(p: Params) -> Iterator[str]:
     "Yield numbers of solver steps that do not fit between clean data and the earliest timestep."
-    earliest = min(p.select.timesteps)
-    own = p.clareps.t_e or earliest
-    for key, t_e in (("select", earliest), ("clareps", own), ("representation", own)):
-        if (steps := getattr(p, key).num_inference_steps) > t_e:
-            yield f"`{key}.num_inference_steps`: {steps} steps do not fit between clean data and timestep {t_e}"
+    earliest, steps = min(*p.select.timesteps, p.clareps.t_e or 10**6, 10**6), p.solver.num_inference_steps
+    if steps > earliest:
+        yield f"`solver.num_inference_steps`: {steps} steps do not fit between clean data and timestep {earliest}"
     if p.solver.order == 2 and p.solver.fixed_point_iterations:
         yield (f"`solver.fixed_point_iterations`: {p.solver.fixed_point_iterations}, but they undo first-order steps; "
                "with `solver.order` 2 it must be 0")
@@ -402,7 +416,8 @@ def conflicts(p: Params) -> Iterator[str]:
     yield from teacher_conflicts(p) if p.teacher.checkpoint is None and p.data.size else ()
     yield from step_conflicts(p)
     yield from count_conflicts(p)
-    for key in ("compare.arms", "compare.seeds", "select.timesteps", "select.layers", "select.num_directions"):
+    for key in ("compare.arms", "compare.seeds", "select.timesteps", "select.layers", "select.num_directions",
+                "representation.methods"):
         section, name = key.split(".")
         if len(set(values := getattr(getattr(p, section), name))) != len(values):
             yield f"`{key}`: {values} names one twice"
@@ -414,10 +429,10 @@ def conflicts(p: Params) -> Iterator[str]:
 
 # %% ../nbs/00_params.ipynb #230171a3
 SECTIONS_OF = {"data": ["data"], "teacher": ["teacher"],
-               "select": ["solver", "select"], "clareps": ["solver", "clareps"],
+               "probes": ["probes"], "select": ["solver", "select"], "clareps": ["solver", "clareps"],
                "representation": ["solver", "representation"], "directions": ["solver", "directions"],
-               "auxiliary": ["solver", "student", "auxiliary"], "tune": ["student", "tune"], "student": ["student"],
-               "evaluate": ["evaluate"], "report": ["compare"]}  # stage: sections, beside `common`
+               "auxiliary": ["solver", "student", "auxiliary"], "tune": ["student", "tune"],
+               "student": ["student", "evaluate"], "report": ["compare"]}  # stage: sections, beside `common`
 
 
 def stage_settings(
