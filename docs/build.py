@@ -13,6 +13,8 @@ from pathlib import Path
 
 import nbformat
 
+from clarep.pipeline.stage import STAGES
+
 HOME = Path(__file__).resolve().parent.parent
 SOURCE, SITE = HOME / "_docs" / "source", HOME / "_docs" / "html"
 FOLDERS = {
@@ -32,18 +34,6 @@ CHAPTERS = {
     ]
     for title, folders in FOLDERS.items()
 }
-STAGES = (
-    "data",
-    "teacher",
-    "select",
-    "clareps",
-    "representation",
-    "directions",
-    "auxiliary",
-    "tune",
-    "student",
-    "report",
-)
 CHAPTERS["Stages, as last executed"] = [f"stages/{stage}" for stage in STAGES]
 OTHERS = sorted(p for p in (HOME / "docs" / "results").glob("*") if p.is_dir())  # reports of other data sets, committed
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)

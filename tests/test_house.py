@@ -2,7 +2,6 @@
 
 import ast
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def test_no_module_imports_itself_through_others():
 
 def test_the_library_does_not_grow():
     """The goal is 6,700 lines; the limit is where it stands, so that it can only be lowered."""
-    assert sum(len(p.read_text().splitlines()) for p in MODULES.values()) <= 8750
+    assert sum(len(p.read_text().splitlines()) for p in MODULES.values()) <= 8450
 
 
 def test_public_names_keep_their_addresses():
@@ -113,56 +112,6 @@ def test_the_digest_sees_code_and_nothing_else(tmp_path):
     assert changed_by("evaluate/attacks.py", ".sign()", ".abs()") == {"tune", "student"}
 
 
-NEW_ARM = """
-#| export
-class FlatLabels(nn.Module):
-    "Cross-entropy with smoothed labels (Szegedy et al. 2016)."
-    def __init__(self, loss_weight: float):
-        super().__init__()
-        self.loss_weight = loss_weight
-
-    def forward(self, student, x, y, generator):
-        return {"ce": F.cross_entropy(student(x), y, label_smoothing=self.loss_weight)}
-
-
-ARMS["flat-labels"] = Arm(
-    "baseline", "nothing", lambda tensors, s, context: FlatLabels(s["loss_weight"]), {"loss_weight": [0.1, 0.2]})
-"""
-NEW_METHOD = """
-#| export
-def checkerboards(case) -> torch.Tensor: # `b k c h w`
-    "Products of the highest cosine waves, of one channel each (a control)."
-    return low_frequencies(case.x, case.x[0].numel())[:, -case.k:].contiguous()
-
-
-METHODS["high_frequency"] = Method("control", "#56B4E9", "v:", directions=checkerboards)
-"""
-
-
-def append_cell(path, source: str) -> None:
-    notebook = nbformat.read(path, 4)
-    notebook.cells.append(nbformat.v4.new_code_cell(source.strip()))
-    nbformat.write(notebook, path)
-
-
-@pytest.mark.xdist_group("smoke")
-def test_an_arm_and_a_method_are_added_in_one_place_each(smoke, tmp_path):
-    home = shutil.copytree(smoke, tmp_path / "project", symlinks=True)
-    append_cell(home / "nbs/cadistill/02_arms.ipynb", NEW_ARM)
-    append_cell(home / "nbs/clarid/04_controls.ipynb", NEW_METHOD)
-    settings = home / "params.yaml"
-    text = re.sub(r"arms:.*?(?=\n  seeds)", "arms: [ce, flat-labels]", settings.read_text(), flags=re.DOTALL)
-    assert "flat-labels" in text
-    settings.write_text(text)
-    for command in (("nbdev-export",), ("dvc", "repro")):
-        done = run_in(home, *command)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    table = (home / "runs/report/results.csv").read_text()
-    assert re.search(r"evaluate,flat-labels,0,acc_clean,all,", table)
-    assert re.search(r"representation,high_frequency,0,selectivity,all,", table)
-    assert "`flat-labels`" in (home / "runs/report/report.md").read_text()
-
-
 def test_a_parameter_is_added_in_two_places(tmp_path):
     home = copy_of_project(tmp_path)
     notebook, default = home / "nbs/00_params.ipynb", home / "presets/default.yaml"
@@ -187,45 +136,29 @@ def test_a_parameter_is_added_in_two_places(tmp_path):
     )
 
 
-ROT = {
+ROT = {  # what breaks the house: file, old, new, what the check says
     "an un-exported edit": ("nbs/02_images.ipynb", "127.5", "127.4", "nbdev-export changes the library"),
     "a parameter's value": ("nbs/stages/student.ipynb", "epochs = 30", "epochs = 31", "parameters cells differ"),
-    "a broken link": (
-        "nbs/02_images.ipynb",
-        "# Images\\n",
-        "# Images\\n [gone](nowhere.ipynb)\\n",
-        "links that lead nowhere",
-    ),
-    "a name": (
-        "nbs/02_images.ipynb",
-        "def to_unit(",
-        "def told(): pass\\n\",\n    \"\\n\",\n    \"def to_unit(",
-        "participles as names",
-    ),
+    "a broken link": ("nbs/index.ipynb", "](", "](nowhere.ipynb) [](", "links that lead nowhere"),
+    "a name": ("tests/conftest.py", "HOME = ", "told = HOME = ", "participles as names"),
 }
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory):
-    return copy_of_project(tmp_path_factory.mktemp("check"))
+def rotten(tmp_path_factory) -> subprocess.CompletedProcess:
+    """The check in a tree with all of `ROT`; test_presets asks it of a project that is in order."""
+    home = copy_of_project(tmp_path_factory.mktemp("check"))
+    for file, old, new, _ in ROT.values():
+        text = (home / file).read_text()
+        assert old in text
+        (home / file).write_text(text.replace(old, new, 1))
+    return run_in(home, "python", ".ci/check.py")
 
 
-def test_a_clean_tree_passes_the_check(checked):
-    done = run_in(checked, "python", ".ci/check.py")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
+@pytest.mark.xdist_group("check")
 @pytest.mark.parametrize("rot", ROT)
-def test_rot_fails_the_check_with_what_to_run(checked, rot):
-    file, old, new, message = ROT[rot]
-    path = checked / file
-    text, library = path.read_text(), {p: p.read_text() for p in (checked / "clarep").rglob("*.py")}
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    try:
-        done = run_in(checked, "python", ".ci/check.py")
-    finally:
-        path.write_text(text)
-        for p, content in library.items():
-            p.write_text(content)
-    assert done.returncode != 0 and message in done.stderr, done.stderr
+def test_rot_fails_the_check_with_what_to_run(rotten, rot):
+    file, _, _, message = ROT[rot]
+    assert rotten.returncode != 0 and message in rotten.stderr, rotten.stderr
+    problem = rotten.stderr.split(message)[1].split("error:")[0]
+    assert (file if "export" not in message else "clarep/images.py") in problem, rotten.stderr

@@ -11,6 +11,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from .stage import ARM_STAGES, STAGES, exit_on_error, strip, teacher_info # before nbformat
+
 import nbformat
 from fastcore.script import call_parse
 from ruamel.yaml import YAML
@@ -20,7 +22,6 @@ from ..clarid.controls import METHODS
 from ..files import DataError, atomic_write, code_digest, import_closure, imported_modules, project_root
 from ..params import EMBEDDED, SECTIONS_OF, Params, latest_timesteps, load_params, most_directions
 from .estimate import planned_work
-from .stage import ARM_STAGES, STAGES, exit_on_error, strip, teacher_info
 
 # %% ../../nbs/pipeline/03_prepare.ipynb #e1cb1e9b
 def parameters_cell(

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.modules.setdefault("rfc3987_syntax", None)  # optional for jsonschema; its grammar costs a second of every start
+
 # %% ../../nbs/pipeline/01_stage.ipynb #c9525924
 NEEDED = ["torch", "timm", "diffusers", "papermill", "pydantic", "ruamel.yaml", "einops", "sklearn", "skimage",
           "datasets"]
@@ -187,7 +189,6 @@ def _relocated(notebook, old: str, new: str):
 def exit_on_error(what: str, run, *args) -> None: # runs a command of the pipeline
     "Call a function; leave with one message when an input, a setting or a cell is to blame."
     preflight()
-    sys.modules["rfc3987_syntax"] = None  # optional for jsonschema; its grammar costs a second of every start
     from clarep.files import DataError
     try:
         run(*args)

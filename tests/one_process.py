@@ -1,0 +1,31 @@
+"""The stages of params.yaml in one process: python tests/one_process.py STAGE ... (each saves its own start, 6 s)."""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from execnb.shell import CaptureShell
+from papermill.parameterize import parameterize_notebook
+
+from clarep.files import project_root
+from clarep.params import load_params
+from clarep.pipeline import stage as runner
+from clarep.pipeline.estimate import stage_runs
+from clarep.pipeline.prepare import prepare
+
+
+def execute(notebook, executed, parameters, cwd) -> None:
+    """What `clarep.pipeline.stage.execute` does, without a kernel."""
+    content = parameterize_notebook(nbformat.read(notebook, 4), parameters)
+    CaptureShell(path=cwd).run_all(content, exc_stop=True)
+    Path(executed).parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(content, executed)
+
+
+if __name__ == "__main__":
+    runner.execute = execute
+    prepare()
+    for stage in sys.argv[1:]:
+        for run in stage_runs(load_params(project_root() / "params.yaml"), stage):
+            print(stage, *run, flush=True)
+            runner.run_stage(stage, *run)
