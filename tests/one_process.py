@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-import nbformat
-from execnb.shell import CaptureShell
+from execnb.shell import CaptureShell, dict2nb, write_nb
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from clarep.files import project_root
@@ -16,10 +16,10 @@ from clarep.pipeline.prepare import prepare
 
 def execute(notebook, executed, parameters, cwd) -> None:
     """What `clarep.pipeline.stage.execute` does, without a kernel."""
-    content = parameterize_notebook(nbformat.read(notebook, 4), parameters)
+    content = dict2nb(parameterize_notebook(load_notebook_node(str(notebook)), parameters))
     CaptureShell(path=cwd).run_all(content, exc_stop=True)
     Path(executed).parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(content, executed)
+    write_nb(content, executed)
 
 
 if __name__ == "__main__":

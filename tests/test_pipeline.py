@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from conftest import copy_of_project, run_in
 
-from clarep.clarid.controls import METHODS
+from clarep.clarid.select import Rule
 from clarep.files import fingerprint
 from clarep.images import Images
 from clarep.params import load_params
@@ -69,11 +69,13 @@ def test_hyperparameters_that_params_leave_open_are_those_of_select(smoke):
     )
     used = index["hyperparameters"]
     assert (used["layer"], used["t_e"], used["guidance_scale"]) == (choice["layer"], 100, 3.0) and choice["why"]
+    settings = load_params(smoke / "params.yaml").select
     sweep = pd.read_csv(smoke / "runs/select/sweep.csv", keep_default_na=False)
-    candidates = sweep[(sweep.k > 0) & (sweep.class_retained >= 0.85)]
-    near = candidates[candidates.selectivity >= candidates.selectivity.max() - 0.05]
-    here = near[(near.t_e == choice["t_e"]) & (near.layer == choice["layer"]) & (near.k == choice["k"])]
-    assert here.background_retained.item() == near.background_retained.min()
+    rule = Rule(settings.min_class_retained, settings.max_overlap, settings.max_flatness)
+    rows = rule.candidates(sweep)[0].set_index(["t_e", "layer", "k"])
+    best = rows.loc[(rows.selectivity - rows.selectivity_se).idxmax()]
+    own = rows.loc[(choice["t_e"], choice["layer"], choice["k"])]
+    assert best.selectivity - own.selectivity <= best.selectivity_se + own.selectivity_se
 
 
 def test_every_stage_records_its_seconds_and_the_report_shows_them(smoke):
@@ -87,11 +89,12 @@ def test_every_stage_records_its_seconds_and_the_report_shows_them(smoke):
 def test_every_method_and_control_has_its_rows(smoke):
     table = pd.read_csv(smoke / "runs/report/results.csv")
     part = table[(table.stage == "representation") & (table["class"] == "all")]
-    for method in METHODS:
+    params = load_params(smoke / "params.yaml")
+    for method in params.representation.methods:
         own = part[part.arm == method]
         for metric in ("class_retained", "background_retained", "selectivity"):
             for suffix in ("", "_guided", "_recoloured", "_guided_recoloured"):
-                assert len(own[own.metric == metric + suffix]) == 2, (method, metric + suffix)
+                assert len(own[own.metric == metric + suffix]) == params.probes.n, (method, metric + suffix)
     difference = part.pivot_table(index=["arm", "seed"], columns="metric", values="value")
     assert (difference.class_retained - difference.background_retained - difference.selectivity).abs().max() < 1e-4
 

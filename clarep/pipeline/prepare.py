@@ -36,7 +36,8 @@ def parameters_cell(
             value = [*value] if isinstance(value, list) else str(value) if isinstance(value, str) else value
             comment = section.ca.items.get(key, [None] * 3)[2]
             comment = comment.value.splitlines()[0] if comment and comment.value.startswith("#") else ""
-            lines.append(f"{key} = {value!r}  {comment}".rstrip())
+            line = f"{key} = {value!r}  {comment}".rstrip()
+            lines += [line] if len(line) <= 120 else [comment, f"{key} = {value!r}"]
     if stage in ARM_STAGES:
         lines.append('arm = "cadistill"')
     return "\n".join([*lines, f'out = ".scratch/by-hand/{stage}"'])
