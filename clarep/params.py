@@ -379,8 +379,8 @@ def teacher_conflicts(p: Params) -> Iterator[str]:
         if k > latent:
             yield f"`{key}`: {k} directions, but a latent has only 3*{p.data.size}*{p.data.size} = {latent}"
     if p.data.size % multiple:
-        yield (f"`teacher.channels`: {levels} levels halve the image {levels - 1} times, `teacher.patch_size` divides it "
-               f"by {patch_size}; `data.size` {p.data.size} must be a multiple of {multiple}")
+        yield (f"`teacher.channels`: {levels} levels halve the image {levels - 1} times, and `teacher.patch_size` "
+               f"divides it by {patch_size}; `data.size` {p.data.size} must be a multiple of {multiple}")
     for key, t_e in latest_timesteps(p).items():
         if t_e >= p.teacher.num_train_timesteps:
             yield f"`{key}`: {t_e} is outside the schedule; allowed: 1 to {p.teacher.num_train_timesteps - 1}"

@@ -238,6 +238,7 @@ def hidden_copies(
     error: torch.Tensor, # of the top k, by their residuals, `b k`
     block: int,          # rows
     eps: float,          # machine precision of the products
+    tol: float = 0.0,    # relative error that a value may have
     allowance: torch.Tensor | float = 0.0, # energy that the result may lack, `b`
 ) -> torch.Tensor:       # `b`, whether a group of equal values may have more members than the block has rows
     "Whether as many of the top k as the block has rows are indistinguishable, and further copies would count."
@@ -248,7 +249,7 @@ def hidden_copies(
     uncertainty = error[:, :k - block + 1] + error[:, block - 1:] + 30 * eps * S[:, :1]
     below = squares.sum(1, keepdim=True) - squares.cumsum(1)[:, block - 1:]  # energy of the values that follow
     gain = first.square() * torch.arange(k - block, -1, -1) - below  # if all of them were copies
-    counts = (first - lowest > uncertainty) & (gain > torch.as_tensor(allowance)[..., None])
+    counts = (first - lowest > uncertainty.maximum(tol * lowest)) & (gain > torch.as_tensor(allowance)[..., None])
     return ((first - last <= uncertainty) & counts).any(1)
 
 # %% ../../nbs/clarid/01_jacobian.ipynb #509cc03f
@@ -355,9 +356,9 @@ def check_convergence(
     values, r, Y = (z[None] for z in K.ritz(i, k))
     history.append(values[0, :k])
     e = estimate(values, r, k, self.tol, eps, still_to_come(history))
-    goal = 1.0 if self.energy is None else self.energy
+    goal, tol = (1.0, self.tol) if self.energy is None else (self.energy, 0.0)
     complete, out_of_budget = K.width == 0, 2 * (K.count + K.width) > self.budget
-    hidden = not complete and bool(hidden_copies(values, e.value_error, block, eps, (1 - goal) * e.energy))
+    hidden = not complete and bool(hidden_copies(values, e.value_error, block, eps, tol, (1 - goal) * e.energy))
     reached = e.within_tol if self.energy is None else e.energy >= goal * (e.energy + e.shortfall)
     met = complete or K.n > k and bool(reached)
     far = (e.value_error / values[:, :k].clamp(min=1e-300)).max() > 100 * self.tol and self.energy is None

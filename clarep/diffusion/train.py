@@ -20,7 +20,7 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from .models import PixelUnshuffle, Pixels, Teacher
+from .models import Teacher, pixel_space
 from .ode import sample
 from ..files import load_optimizer, load_tensors, optimizer_tensors, save_tensors
 from ..images import Images, to_bytes, to_unit
@@ -162,10 +162,11 @@ def train_with_samples(
     num_inference_steps: int,
     folder: Path,           # of checkpoints and samples
     seed: int,              # of training and of the samples' noise
-    space: Pixels | PixelUnshuffle = Pixels(),
+    patch_size: int = 1,    # of the latents, see `pixel_space`
     **settings,             # of `train`: batch_size, condition_dropout, checkpoint_every
 ) -> dict[int, torch.Tensor]: # samples by step, uint8, `m h w c`
     "Train a teacher as `train` does, with samples of the EMA weights at each checkpoint."
+    space = pixel_space(patch_size)
     for _ in train(run, space.encode(to_unit(data.images)), data.labels, folder=folder, seed=seed, **settings):
         step = len(run.losses)
         print(f"step {step}: loss {np.mean(run.losses[-100:]):.4f}")
