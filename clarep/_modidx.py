@@ -1083,6 +1083,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'clarep.report.population.holds_for': ( 'report/population.html#holds_for',
                                                                                   'clarep/report/population.py'),
                                           'clarep.report.population.main': ('report/population.html#main', 'clarep/report/population.py'),
+                                          'clarep.report.population.measure_name': ( 'report/population.html#measure_name',
+                                                                                     'clarep/report/population.py'),
                                           'clarep.report.population.nested_bootstrap': ( 'report/population.html#nested_bootstrap',
                                                                                          'clarep/report/population.py'),
                                           'clarep.report.population.percentiles': ( 'report/population.html#percentiles',

@@ -7,8 +7,8 @@ __all__ = ['RECIPE', 'THESE', 'NOTHING', 'HELD', 'FREE', 'STEP', 'WORKSPACE', 'M
            'run_interval', 'resample_objects', 'resample_runs', 'percentiles', 'nested_bootstrap', 'holds_for',
            'contrast', 'held', 'teacher_settings', 'Experiment', 'fetch', 'read_experiment', 'flat_settings',
            'same_recipe', 'run_values', 'control_arms', 'retention_draws', 'Answers', 'representation_contrasts',
-           'student_contrasts', 'answers_of', 'student_answers', 'fieller', 'ceiling_shares', 'population_figure',
-           'contrast_table', 'share_table', 'sentence', 'population_page', 'main']
+           'student_contrasts', 'answers_of', 'student_answers', 'fieller', 'ceiling_shares', 'measure_name',
+           'population_figure', 'contrast_table', 'share_table', 'sentence', 'population_page', 'main']
 
 # %% ../../nbs/report/04_population.ipynb #b419a70a
 import sys
@@ -131,7 +131,7 @@ def contrast(
     if draws is not None:
         objects = float(np.diff(percentiles(draws.mean((0, 1))))[0] / 2)
         low, high = percentiles(resample_runs(draws)) if several else (low, high)
-    half = float(np.hypot(teachers, np.nan_to_num(objects)))
+    half = float(np.hypot(max(teachers, runs if np.isfinite(runs) else 0), np.nan_to_num(objects)))
     return {"difference": mean, "means": values.mean(1).tolist(), "runs": runs, "teachers": teachers,
             "objects": objects, "half": half, "low": low, "high": high, "holds": holds_for(mean, half, runs)}
 
@@ -412,7 +412,12 @@ def ceiling_shares(
             rows.append((arm, metric, *(share or [np.nan] * 3)))
     return pd.DataFrame(rows, columns=["arm", "metric", "share", "low", "high"])
 
-# %% ../../nbs/report/04_population.ipynb #8c37aaef
+# %% ../../nbs/report/04_population.ipynb #0a89b76b
+def measure_name(metric: str) -> str:
+    "What a reader calls a test or a measure of the representation."
+    return metric.replace("_", " ") if metric in MEASURES else name_of(metric)
+
+
 COLORS = {RECIPE: "#0072B2", THESE: "#E69F00", NOTHING: "#7f7f7f"}
 
 
@@ -432,7 +437,7 @@ def population_figure(
                     ax.plot([r.difference - half, r.difference + half], [y + shift] * 2, color=color, lw=width)
             ax.plot(r.difference, y, "o", color=color, mec="white", ms=7)
             ax.plot(r.means, [y - 0.22] * len(r.means), "o", color=color, ms=3, alpha=0.6)
-        ax.set_title(f"{name_of(metric)}: {(part.holds == RECIPE).sum()} of {len(part)} hold", fontsize=9)
+        ax.set_title(f"{measure_name(metric)}: {(part.holds == RECIPE).sum()} of {len(part)} hold", fontsize=9)
         ax.axvline(0, color="black", lw=0.8, zorder=0), ax.grid(axis="y", color="0.93"), ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(plt.MaxNLocator(4))
     axes[0, 0].set_yticks(range(len(pairs)), [f"{a} − {r.split(' (')[0]}" for a, r in pairs])
@@ -454,7 +459,7 @@ def contrast_table(rows: pd.DataFrame) -> str: # rows: with the columns of `cont
     for r in rows.itertuples():
         name = f"`{r.arm}`" + (f" minus {r.reference}" if r.reference else "")
         drawn = f"{r.low:.3f} to {r.high:.3f}" if np.isfinite(r.low) else ""
-        lines.append([name, name_of(r.metric).replace("_", " "), plus_minus(r.difference, r.half),
+        lines.append([name, measure_name(r.metric), plus_minus(r.difference, r.half),
                       ", ".join(map(number, r.means)), *map(number, (r.runs, r.teachers, r.objects)), drawn,
                       r.holds if r.reference else ""])
     return markdown_table(head, lines)
@@ -474,13 +479,14 @@ def share_table(shares: pd.DataFrame) -> str: # shares: of `ceiling_shares`
 
 def sentence(r) -> str: # r: a row with a reference
     "What a difference says, and for whom."
-    gap, size = f"`{r.arm}` minus {r.reference}, {name_of(r.metric)}", plus_minus(r.difference, r.half, "+")
+    gap, size = f"`{r.arm}` minus {r.reference}, {measure_name(r.metric)}", plus_minus(r.difference, r.half, "+")
     return f"- {gap}: {size}. " + ("Not told apart." if r.holds == NOTHING else f"Holds for {r.holds}.")
 
 # %% ../../nbs/report/04_population.ipynb #290aa9bf
 _NOTE = """{n} teachers, {seeds} students each. Each teacher has its own scenes, probes, CLAReps and students; digits
 for training, photographs, settings and hyperparameters stay. The hyperparameters were chosen with {first}.
-Intervals are 95 %. The half-width is that over teachers (Student's) and that over {drawn}, added in squares. With {n}
+Intervals are 95 %. The half-width is that over teachers (Student's, at least that over seeds) and that
+over {drawn}, added in squares. With {n}
 teachers the bootstrap is too narrow. Over seeds, teachers are as they are. Of {m} differences, {chance:.1f} would be
 off zero by chance. The best control of each teacher is a maximum, biased against CLARID."""
 
