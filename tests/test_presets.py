@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from conftest import HOME, copy_of_project, run_in
 
+from clarep.diffusion.tiny_models import PREFIX
 from clarep.files import load_json
 from clarep.params import apply_preset
-from clarep.pipeline.stage import STAGES
+from clarep.pipeline.prepare import arm_conflicts, method_conflicts, teacher_conflicts
+from clarep.pipeline.stage import STAGES, teacher_info
 
 PRESETS = sorted(p.stem for p in (HOME / "presets").glob("*.yaml"))
-SMALL = [f"{name} smoke" for name in ("cifar10", "fashion-mnist", "imagenet-dit-xl", "text-sd15")]
+SMALL = [f"{name} smoke" for name in PRESETS if name not in ("default", "smoke")]
 NEW_ARM = """
 #| export
 class FlatLabels(nn.Module):
@@ -63,6 +65,9 @@ def test_preset_is_a_possible_experiment(names, tmp_path):
     params = apply_preset(names, HOME / "presets", tmp_path / "params.yaml")
     assert (params.teacher.checkpoint is None) == (names.split()[0] not in ("imagenet-dit-xl", "text-sd15"))
     assert ("smoke" in names) == (params.student.epochs == 4)
+    assert not [*arm_conflicts(params), *method_conflicts(params)]
+    if params.teacher.checkpoint is None or params.teacher.checkpoint.startswith(PREFIX):
+        assert not [*teacher_conflicts(params, teacher_info(params))]
 
 
 def run_all(home, *commands: tuple[str, ...]) -> None:
