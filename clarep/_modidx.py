@@ -1047,6 +1047,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'clarep.report.page.method_label': ('report/page.html#method_label', 'clarep/report/page.py'),
                                     'clarep.report.page.methods_table': ('report/page.html#methods_table', 'clarep/report/page.py'),
                                     'clarep.report.page.page_text': ('report/page.html#page_text', 'clarep/report/page.py'),
+                                    'clarep.report.page.promise_text': ('report/page.html#promise_text', 'clarep/report/page.py'),
                                     'clarep.report.page.representation_rows': ( 'report/page.html#representation_rows',
                                                                                 'clarep/report/page.py'),
                                     'clarep.report.page.student_fields': ('report/page.html#student_fields', 'clarep/report/page.py'),

@@ -50,8 +50,9 @@ def test_twice_the_fraction_is_twice_the_clareps_and_nothing_else(p):
     "change, stages",
     [
         ({"teacher__train_steps": 120}, {"teacher"}),
-        ({"select__num_directions": [2, 4, 8]}, {"select", "representation"}),
-        ({"representation__n_seeds": 1}, {"representation"}),
+        ({"select__num_directions": [2, 4, 8]}, {"select"}),
+        ({"representation__n_retrain": 20}, {"representation"}),
+        ({"probes__n": 1}, {"probes"}),
         ({"student__epochs": 9}, {"student"}),
         ({"compare__seeds": [0]}, {"student"}),
         ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student"}),

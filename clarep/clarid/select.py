@@ -232,8 +232,8 @@ def choose(
     ties = rows[rows[score][best] - rows[score] <= paired_se]
     own = ties.sort_values(["k", "t_e"], ascending=[True, False]).iloc[0]
     why = (f"{complaint}{len(rows)} candidates; the highest lower limit of {score} is "
-           f"{rows[score][best] - error[best]:.2f}; {len(ties)} within one standard error of it; of those the smallest k, "
-           f"then the latest t_e: {score} {own[score]:.2f}, class retained {own.class_retained:.2f}")
+           f"{rows[score][best] - error[best]:.2f}; {len(ties)} within one standard error of it; of those the "
+           f"smallest k, then the latest t_e: {score} {own[score]:.2f}, class retained {own.class_retained:.2f}")
     return Choice(int(own.t_e), own.layer, int(own.k), why)
 
 # %% ../../nbs/clarid/06_select.ipynb #a52b66e2

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SETS', 'RETAINED', 'PICTURES', 'representation_rows', 'load_measurements', 'long_table', 'method_differences',
            'best_of', 'method_label', 'method_cell', 'methods_table', 'class_table', 'page_text', 'student_line',
-           'clarid_lines', 'gaps', 'experiment_title', 'student_fields', 'clarid_fields', 'to_page', 'write_report']
+           'clarid_lines', 'gaps', 'experiment_title', 'student_fields', 'promise_text', 'clarid_fields', 'to_page',
+           'write_report']
 
 # %% ../../nbs/report/02_page.ipynb #ab370883
 import base64
@@ -105,6 +106,10 @@ def method_cell(row) -> str: # of `method_differences`
 SETS = {"photo": "backgrounds as they are", "recoloured": "only texture tells backgrounds apart", "images": "images"}
 RETAINED = {("class_retained", "null"): "class", ("background_retained", "null"): "background",
             ("selectivity", "null"): "selectivity", ("difference", "null"): "minus clarid",
+            ("class_retained", "retrained"): "class, retrained",
+            ("background_retained", "retrained"): "background, retrained",
+            ("class_retained", "class_inversion"): "class, class inversion",
+            ("background_retained", "class_inversion"): "background, class inversion",
             ("class_retained", "guided"): "class, guided",
             ("background_retained", "guided"): "background, guided", ("mask_correlation", "null"): "mask correlation",
             ("ami", "null"): "AMI", ("probe_class", "null"): "class in features",
@@ -189,7 +194,7 @@ def clarid_lines(measurements: pd.DataFrame, k: int) -> list[str]:
 
 # %% ../../nbs/report/02_page.ipynb #cc199f84
 def gaps(
-    r: dict[str, float], # metrics of stage `representation`
+    methods: list[str],  # that were to be measured
     d: dict[str, float], # metrics of stage `directions`
     measurements: pd.DataFrame,
     sweep: pd.DataFrame, # of stage `select`
@@ -199,11 +204,11 @@ def gaps(
 ) -> list[str]:          # none where everything was measured
     "The sentences that hold for this experiment."
     known = "background_retained" in set(measurements.metric)
-    methods = [m.replace("_", " ") for m in METHODS if m not in set(measurements.method)]
+    methods = [m.replace("_", " ") for m in methods if m not in set(measurements.method)]
     unread = [str(t) for t in timesteps if t not in set(sweep.t_e)]
     part = len(picture_classes(n_classes))
     holds = {"one_filter": d["shared_between"] >= 0.999, "background": not known, "surroundings": not known,
-             "regret": not {"regret_chosen", "regret_blind"} <= set(r), "methods": methods, "timesteps": unread,
+             "methods": methods, "timesteps": unread,
              "classes": part < n_classes}
     fields = {"layer": layer, "methods": ", ".join(methods), "timesteps": ", ".join(unread), "part": part,
               "n": n_classes}
@@ -238,9 +243,19 @@ def student_fields(
             "students": "\n\n".join(pictures)}
 
 # %% ../../nbs/report/02_page.ipynb #369c8aeb
+def promise_text(c: dict[str, float]) -> str: # c: metrics of stage `clareps`
+    "Whether the stored CLAReps retain what the selection promised; empty where their setting was not swept."
+    facts = [name.removesuffix("_z") for name in c if name.endswith("_z")]
+    parts = [page_text("promise_part").removeprefix("- ").format(
+        fact=fact.replace("_", " "), value=c[fact], difference=c[f"{fact}_difference"], z=c[f"{fact}_z"],
+        mark="" if abs(c[f"{fact}_z"]) <= 2 else ", not as promised") for fact in facts]
+    return page_text("promise").format(parts="; ".join(parts)) if parts else ""
+
+
 def clarid_fields(
     table: pd.DataFrame, # of `long_table`
     runs: Path,          # the folder of all stages
+    methods: list[str],  # that were to be measured
 ) -> dict:
     "Fields of the template about teacher, CLAReps and their controls."
     h, choice = CLAReps(runs / "clareps/shards").hyperparameters, load_json(runs / "select/choice.json")
@@ -250,7 +265,7 @@ def clarid_fields(
     r, c, d = (value[which].to_dict() for which in
                (("representation", "teacher"), ("clareps", "clarid"), ("directions", "clarid")))
     n_classes = table[(table.stage == "evaluate") & (table["class"] != "all")]["class"].nunique()
-    notes = gaps(r, d, measurements, sweep, choice["grid"]["timesteps"], h.layer, n_classes)
+    notes = gaps(methods, d, measurements, sweep, choice["grid"]["timesteps"], h.layer, n_classes)
     known = "known" if "background_retained" in set(measurements.metric) else "unknown"
     used = [[name, str(t_e), layer, str(k), f"{w:g}"] for name, t_e, layer, k, w in (
         ("used", h.t_e, h.layer, h.k, h.guidance_scale),
@@ -260,7 +275,9 @@ def clarid_fields(
             "methods": "\n\n".join(methods_table(part, h.k) for part in sets),
             "classes": class_table(sets[0], h.k),
             "hyperparameters": markdown_table(["", "t_e", "layer", "k", "guidance"], used),
-            "frontier": page_text(f"frontier_{known}"),
+            "features": page_text(f"features_{'known' if choice['features_read_class'] else 'unknown'}").format(
+                h=h, choice=choice),
+            "promise": promise_text(c), "frontier": page_text(f"frontier_{known}"),
             "regret": page_text("regret").format(**r) if {"regret_chosen", "regret_blind"} <= set(r) else "",
             "energy": f"{d['energy_inside']:.2f}" if "energy_inside" in d else "cannot be said without masks"}
 
@@ -306,7 +323,7 @@ def write_report(
     tests = tests_of(table)
     pairs = comparisons(table, tests, baseline)
     figures = student_figures(table, pairs, baseline)
-    fields = clarid_fields(table, runs) | student_fields(table, pairs, baseline, list(figures))
+    fields = clarid_fields(table, runs, p.representation.methods) | student_fields(table, pairs, baseline, list(figures))
     lines = "\n".join(student_line(pairs) + fields.pop("lines"))
     text = page_text("page").format(p=p, title=experiment_title(p.data), lines=lines, **fields)
     for name, content in {"results.csv": table, "contrasts.csv": pairs}.items():
