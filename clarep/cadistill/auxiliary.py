@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .arms import ARMS
-from ..clarid.controls import low_frequencies, random_directions
+from ..clarid.controls import low_frequencies, pixels_per_position, random_directions
 from ..clarid.identify import batches, canonical_features, clarid, decode_images, fill_latents, invert_images
 from ..clarid.identify import pooled_features, project_out
 from ..clarid.store import CLAReps, Hyperparameters, concatenate
@@ -56,7 +56,8 @@ def select_clareps(
     return torch.cat([order[reps.labels[order] == i][:n] for i, n in enumerate(counts)]).sort()[0]
 
 # %% ../../nbs/cadistill/03_auxiliary.ipynb #dc359388
-DIRECTIONS = {"random": random_directions, "low-frequency": lambda x, k, generator: low_frequencies(x, k)}
+DIRECTIONS = {"random": lambda teacher, x, k, generator: random_directions(x, k, generator),
+              "low-frequency": lambda teacher, x, k, generator: low_frequencies(x, k, pixels_per_position(teacher))}
 
 
 def resampled(
@@ -88,7 +89,7 @@ def control_samples(
     if source in DIRECTIONS:
         fill = fill_latents(teacher, images, h, seed)
         parts = batches(teacher, x, torch.zeros_like(x) if fill is None else fill)
-        x = torch.cat([project_out(z, DIRECTIONS[source](z, h.k, generator), part) for z, part in parts])
+        x = torch.cat([project_out(z, DIRECTIONS[source](teacher, z, h.k, generator), part) for z, part in parts])
     if source != "raw":
         c, evals = teacher.condition(images.labels), evaluations(h.steps, h.guidance_scale)
         samples = to_bytes(decode_images(teacher, x, c, h.t_e, h.steps, h.guidance_scale))

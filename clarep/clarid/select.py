@@ -55,6 +55,7 @@ class SweepPoint(NamedTuple):
     k: int
     overlap: float  # of the subspaces of two images; 1: the same directions for all
     flatness: float # k-th singular value over the first, mean over images
+    gap: float      # relative gap after the k-th singular value, median over images
     tangency: torch.Tensor # of each image, `n`
     samples: torch.Tensor  # decoded under the null condition, in [-1, 1] on the CPU, `n c h w`
 
@@ -74,22 +75,23 @@ def sweep(
     for t_e in timesteps:
         x, z = (invert_images(teacher, i, t_e, h.steps, batch_size, h.invert_under) for i in (images, others))
         fill = fill_latents(teacher, images, replace(h, t_e=t_e))
-        yield SweepPoint(t_e, "", 0, 0.0, 0.0, none, decode_images(teacher, x, c, t_e, h.steps, 0.0))
+        yield SweepPoint(t_e, "", 0, 0.0, 0.0, 0.0, none, decode_images(teacher, x, c, t_e, h.steps, 0.0))
         for layer in layers:
-            parts = [sensitive_directions(teacher, *part, t_e, layer, max(num_directions), h.tol, h.energy)[:2]
-                     for part in batches(teacher, x, c, batch_size=batch_size)]
-            V, S = (torch.cat(part) for part in zip(*parts))
             for k in num_directions:
-                samples = decode_images(teacher, project_out(x, V[:, :k].to(x), fill), c, t_e, h.steps, 0.0)
-                overlap = float(subspace_overlap(V[:40, :k], torch.zeros(len(V[:40]))))
-                own = torch.cat([tangency(v[:, :k], z, others.labels.to(v.device)) for v in V.split(batch_size)]).cpu()
-                yield SweepPoint(t_e, layer, k, overlap, float((S[:, k - 1] / S[:, 0]).mean()), own, samples)
+                parts = [sensitive_directions(teacher, *part, t_e, layer, k, h.tol, h.energy)
+                         for part in batches(teacher, x, c, batch_size=batch_size)]
+                V, S, gap = (torch.cat(p) for p in zip(*((V, S, info.gap) for V, S, info in parts)))
+                samples = decode_images(teacher, project_out(x, V.to(x), fill), c, t_e, h.steps, 0.0)
+                overlap = float(subspace_overlap(V[:40], torch.zeros(len(V[:40]))))
+                own = torch.cat([tangency(v, z, others.labels.to(v.device)) for v in V.split(batch_size)]).cpu()
+                yield SweepPoint(t_e, layer, k, overlap, float((S[:, -1] / S[:, 0]).mean()), float(gap.median()), own,
+                                 samples)
 
 # %% ../../nbs/clarid/06_select.ipynb #15cff0fc
 @dataclass(frozen=True)
 class Sweep:
     "What probes read in every setting of a sweep."
-    settings: pd.DataFrame          # t_e, layer, k, overlap, flatness; k = 0 is the unprojected latent
+    settings: pd.DataFrame          # t_e, layer, k, overlap, flatness, gap; k = 0 is the unprojected latent
     right: dict[str, torch.Tensor]  # fact: whether each probe is right about each image, bool `s p n`
     tangency: torch.Tensor          # `s n`
     n_labels: dict[str, int]        # fact: number of labels
@@ -126,7 +128,7 @@ def probe_sweep(
         raise ValueError(f"at none of the timesteps {timesteps} do the probes read more than chance from unprojected "
                          "latents: train the teacher longer (`teacher.train_steps`), add earlier timesteps to "
                          "`select.timesteps`, or train the probes longer (`probes.epochs`)")
-    table = pd.DataFrame([p[:5] for p in points], columns=SweepPoint._fields[:5])
+    table = pd.DataFrame([p[:6] for p in points], columns=SweepPoint._fields[:6])
     stacked = {fact: torch.stack([r[fact] for r in right]) for fact in truth}
     return Sweep(table, stacked, torch.stack([p.tangency for p in points]),
                  {fact: p.head.out_features for fact, p in probes[0].items()})
@@ -135,7 +137,7 @@ def probe_sweep(
 def _short_scale(answers: dict[str, torch.Tensor], probe: dict[str, nn.Module]) -> str:
     for fact, right in answers.items():
         share, chance = right.double().mean().item(), 1 / probe[fact].head.out_features
-        if share - chance <= (chance * (1 - chance) / right.shape[-1]) ** 0.5:
+        if share - chance <= 3 * (chance * (1 - chance) / right.shape[-1]) ** 0.5:
             return f"the probes read the {fact} from {share:.2f} of the unprojected latents, chance is {chance:.2f}"
     return ""
 
@@ -228,7 +230,7 @@ def choose(
     rows, complaint = rule.candidates(retention.table)
     draws, error = retention.draws[score], rows[f"{score}_se"]
     best = (rows[score] - error).idxmax()
-    paired_se = (draws[:, [best]] - draws[:, rows.index]).std(0).numpy()
+    paired_se = (draws[:, [best]] - draws[:, rows.index]).std(0).numpy().clip(max=error[best])
     ties = rows[rows[score][best] - rows[score] <= paired_se]
     own = ties.sort_values(["k", "t_e"], ascending=[True, False]).iloc[0]
     why = (f"{complaint}{len(rows)} candidates; the highest lower limit of {score} is "
@@ -258,9 +260,9 @@ def half_regret(
     rule: Rule,
     score: str,
 ) -> float:
-    "How far a choice on every second image is below the best candidate on the others."
-    n = s.tangency.shape[1]
-    first, second = (measure_retention(s.subset(torch.arange(i, n, 2))) for i in (0, 1))
+    "How far a choice on half of the images, in which classes take turns, is below the best candidate on the others."
+    turn = torch.arange(s.tangency.shape[1]) // s.n_labels["class"]
+    first, second = (measure_retention(s.subset(torch.nonzero(turn % 2 == i)[:, 0])) for i in (0, 1))
     t_e, layer, k, _ = choose(first, rule, score)
     values = second.table.set_index(["t_e", "layer", "k"])[score]
     return float(rule.candidates(second.table)[0][score].max() - values[t_e, layer, k])
@@ -357,7 +359,7 @@ def promise(
     "What stored CLAReps retain, beside what the selection promised."
     right = {fact: torch.stack([torch.stack([predict(p[fact], x) == labels for p in probes])
                                 for x in (unprojected, samples)]) for fact, labels in truth.items()}
-    table = pd.DataFrame([(0, "", 0, 0.0, 0.0), (0, "own", 1, 0.0, 0.0)], columns=SweepPoint._fields[:5])
+    table = pd.DataFrame([(0, "", 0, 0.0, 0.0, 0.0), (0, "own", 1, 0.0, 0.0, 0.0)], columns=SweepPoint._fields[:6])
     n_labels = {fact: p.head.out_features for fact, p in probes[0].items()}
     own = measure_retention(Sweep(table, right, torch.zeros(2, len(samples)), n_labels)).table.loc[1]
     result = {}

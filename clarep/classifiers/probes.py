@@ -35,12 +35,13 @@ def train_probe(
     device: torch.device | str = "cpu",
     progress: str = "probe", # title of the progress bar
     start: nn.Module | None = None, # a probe to go on with; None: fresh weights
+    batch_size: int = 128,
 ) -> nn.Module:           # in evaluation mode
     "Train a classifier of one known fact about an image."
     torch.manual_seed(seed)
     fresh = build_student("small-cnn", int(target.max()) + 1, WIDTH, data.images.shape[1])
     probe = (fresh if start is None else copy.deepcopy(start)).to(device)
-    train_student(probe, replace(data, labels=target), epochs=epochs, batch_size=min(128, len(data)),
+    train_student(probe, replace(data, labels=target), epochs=epochs, batch_size=min(batch_size, len(data)),
                   learning_rate=3e-3, weight_decay=0.05, seed=seed, progress=progress)
     return probe.eval()
 

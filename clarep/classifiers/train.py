@@ -207,7 +207,8 @@ def train_student(
         with tqdm(total=epochs * steps, initial=start * steps, desc=progress, unit="step", mininterval=1) as bar:
             for epoch in range(start + 1, epochs + 1):
                 run.history.append(train_epoch(run, data, batch_size, options, bar))
-                if options.validate_every and (not epoch % options.validate_every or epoch in (3 * epochs // 4, epochs)):
+                if options.validate_every and (
+                        not epoch % options.validate_every or epoch in (3 * epochs // 4, epochs)):
                     run.history[-1] |= {f"acc_{name}": accuracy(student, to_unit(images.images), images.labels)
                                         for name, images in (validation or {}).items()}
                 if state and (not epoch % options.checkpoint_every or epoch == epochs):

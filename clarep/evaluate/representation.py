@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASUREMENTS', 'FEW', 'Latents', 'mask_correlation', 'change_inside', 'clusters', 'within_between', 'retention_rows',
-           'class_rows', 'mask_rows', 'feature_rows', 'decode_latents', 'few_latents', 'retrained_rows', 'measure_set',
-           'measure', 'right_answers', 'headline', 'frontier_figure', 'samples_figure', 'guided_accuracy',
-           'training_accuracy', 'teacher_figure', 'choice_regret']
+           'own_scene_rows', 'class_rows', 'mask_rows', 'feature_rows', 'decode_latents', 'few_latents',
+           'retrained_rows', 'measure_set', 'measure', 'right_answers', 'headline', 'frontier_figure', 'samples_figure',
+           'guided_accuracy', 'own_scene_share', 'training_accuracy', 'teacher_figure', 'choice_regret']
 
 # %% ../../nbs/evaluate/representation.ipynb #8ee90fb0
 from dataclasses import replace
@@ -97,6 +97,20 @@ def retention_rows(
             for metric, value in values.items()]
 
 
+def own_scene_rows(
+    probes: list[dict[str, nn.Module]],
+    samples: Latents,
+    images: Images,     # the samples' sources; class i usually has background i
+    condition: str,
+) -> list[tuple]:       # as `MEASUREMENTS` from `method` on
+    "Share of samples in which a probe names the scene that belongs to their class, of those that have another one."
+    if images.background is None:
+        return []
+    other = images.background != images.labels
+    return [(*key, condition, n, "own_scene", "all", (predict(p["background"], x[other]) == images.labels[other])
+             .double().mean().item()) for n, p in enumerate(probes) for key, x in samples.items()]
+
+
 def class_rows(
     probes: list[dict[str, nn.Module]],
     samples: Latents,
@@ -179,7 +193,7 @@ def retrained_rows(
     truth, sources = known_labels(test), known_labels(images)
     def train(x, probe, what, n):
         data = Images(to_bytes(x), sources[what], images.class_names)
-        return train_probe(data, sources[what], epochs, n, ctx.teacher.device, f"{what} on samples", probe[what])
+        return train_probe(data, sources[what], epochs, n, ctx.teacher.device, f"{what} on samples", probe[what], 32)
     rows = []
     for n, probe in enumerate(probes):
         trained = {key: {what: train(x, probe, what, n) for what in truth} for key, x in own.items()}
@@ -209,6 +223,7 @@ def measure_set(
     rows = [*retention_rows(probes, null, images, "null"), *class_rows(probes, null, images, "null", k, ctx.seed),
             *retention_rows(probes, under_class, images, "class_inversion"),
             *retention_rows(probes, guided, images, "guided"),
+            *own_scene_rows(probes, null, images, "null"), *own_scene_rows(probes, guided, images, "guided"),
             *class_rows(probes, guided, images, "guided", k, ctx.seed),
             *retrained_rows(*to_train, probes, null, images, retrain_epochs, methods)]
     if images.mask is not None:
@@ -234,13 +249,14 @@ def measure(
     pool = class_balanced(train, 2 * k * len(train.class_names))
     x = invert_images(teacher, pool, h.t_e, h.steps, under=h.invert_under)
     others = x, pool.labels.to(x.device)
-    def context(images):
+    def context(images, first):
         x = invert_images(teacher, images, h.t_e, h.steps, under=h.invert_under)
-        fill = fill_latents(teacher, images, h, seed)
-        return MethodContext(teacher, x, images.labels, h, k, n_protected, others, seed, fill)
+        fill = fill_latents(teacher, images, h, first)
+        return MethodContext(teacher, x, images.labels, h, k, n_protected, others, first, fill)
     for name, images in test.items():
-        part, samples[name] = measure_set(context(images), images, probes[name], num_directions,
-                                          (context(to_train[name]), to_train[name]), retrain_epochs, methods)
+        training = context(to_train[name], seed + 10**6), to_train[name] # other random directions than the test's
+        part, samples[name] = measure_set(context(images, seed), images, probes[name], num_directions, training,
+                                          retrain_epochs, methods)
         rows += [(name, *row) for row in part]
     return pd.DataFrame(rows, columns=MEASUREMENTS), samples
 
@@ -332,6 +348,19 @@ def guided_accuracy(
     labels = torch.arange(n) % len(teacher.class_names)
     right = {g: predict(probe, sample(teacher, labels, g, steps, seed)) == labels for g in guidance_scales}
     return {g: accuracy_by_class(r, labels, teacher.class_names) for g, r in right.items()}
+
+
+def own_scene_share(
+    teacher: Teacher,
+    probe: nn.Module, # of the background; class i usually has background i
+    guidance: float,
+    n: int,           # samples from noise; classes take turns
+    seed: int = 0,
+    steps: int = 25,
+) -> float:
+    "Share of guided samples in which a probe names the scene that belongs to their class: the teacher's own tie."
+    labels = torch.arange(n) % len(teacher.class_names)
+    return (predict(probe, sample(teacher, labels, guidance, steps, seed)) == labels).double().mean().item()
 
 
 def training_accuracy(

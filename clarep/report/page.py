@@ -323,7 +323,8 @@ def write_report(
     tests = tests_of(table)
     pairs = comparisons(table, tests, baseline)
     figures = student_figures(table, pairs, baseline)
-    fields = clarid_fields(table, runs, p.representation.methods) | student_fields(table, pairs, baseline, list(figures))
+    fields = (clarid_fields(table, runs, p.representation.methods)
+              | student_fields(table, pairs, baseline, list(figures)))
     lines = "\n".join(student_line(pairs) + fields.pop("lines"))
     text = page_text("page").format(p=p, title=experiment_title(p.data), lines=lines, **fields)
     for name, content in {"results.csv": table, "contrasts.csv": pairs}.items():
