@@ -239,7 +239,7 @@ def student_fields(
     all_arms = families.get("baseline", pairs)
     return {"arms": arms_table(summary(table, tests, baseline), all_arms), "baseline": baseline,
             "low": ", ".join(name_of(m) for m in tests if m in BETTER_LOW) or "none", "cost": cost_tables(table),
-            "note": multiplicity_note(all_arms) if len(all_arms) else "", "controls": block("controls", "reference"),
+            "note": multiplicity_note(all_arms) if len(all_arms) else "", "controls": block("controls", "pair"),
             "students": "\n\n".join(pictures)}
 
 # %% ../../nbs/report/02_page.ipynb #369c8aeb
