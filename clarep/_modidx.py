@@ -1042,6 +1042,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'clarep.report.dependence.values_of': ( 'report/dependence.html#values_of',
                                                                                   'clarep/report/dependence.py')},
             'clarep.report.page': { 'clarep.report.page.best_of': ('report/page.html#best_of', 'clarep/report/page.py'),
+                                    'clarep.report.page.ceiling_table': ('report/page.html#ceiling_table', 'clarep/report/page.py'),
                                     'clarep.report.page.clarid_fields': ('report/page.html#clarid_fields', 'clarep/report/page.py'),
                                     'clarep.report.page.clarid_lines': ('report/page.html#clarid_lines', 'clarep/report/page.py'),
                                     'clarep.report.page.class_table': ('report/page.html#class_table', 'clarep/report/page.py'),
