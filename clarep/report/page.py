@@ -112,7 +112,8 @@ RETAINED = {("class_retained", "null"): "class", ("background_retained", "null")
             ("class_retained", "class_inversion"): "class, class inversion",
             ("background_retained", "class_inversion"): "background, class inversion",
             ("class_retained", "guided"): "class, guided",
-            ("background_retained", "guided"): "background, guided", ("mask_correlation", "null"): "mask correlation",
+            ("background_retained", "guided"): "background, guided", ("own_scene", "null"): "own scene",
+            ("own_scene", "guided"): "own scene, guided", ("mask_correlation", "null"): "mask correlation",
             ("ami", "null"): "AMI", ("probe_class", "null"): "class in features",
             ("probe_background", "null"): "background in features"}
 
@@ -301,7 +302,7 @@ def clarid_fields(
             "hyperparameters": markdown_table(["", "t_e", "layer", "k", "guidance"], used),
             "features": page_text(f"features_{'known' if choice['features_read_class'] else 'unknown'}").format(
                 h=h, choice=choice),
-            "promise": promise_text(c), "frontier": page_text(f"frontier_{known}"),
+            "tie": page_text("tie").format(**r) if "teacher_own_scene" in r else "", "promise": promise_text(c), "frontier": page_text(f"frontier_{known}"),
             "regret": page_text("regret").format(**r) if {"regret_chosen", "regret_blind"} <= set(r) else "",
             "energy": f"{d['energy_inside']:.2f}" if "energy_inside" in d else "cannot be said without masks"}
 
