@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PRESET ?= default
 JOBS ?= 1
+# Of `make teachers`, beside that of the workspace: numbers from 1 on
+TEACHERS ?= 1 2
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
 OPTIONS ?=
 BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
@@ -16,7 +18,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test lab check docs readme preset cost bench rho recipes findings export clean active-env
+.PHONY: repro test lab check docs readme preset cost bench rho teachers recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -55,6 +57,14 @@ rho: $(ENV)                ## the pipeline at five strengths of the tie between 
 	for n in 4000 1000; do dvc exp remove -q train-$$n 2>/dev/null; dvc exp run --queue -n train-$$n -S data.n_train=$$n || exit 1; done
 	dvc exp run --run-all -j $(JOBS)
 	python -m clarep.report.dependence rho-0.75 rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-1000 train-4000
+
+# Two at a time on two cores: make teachers JOBS=2 OMP_NUM_THREADS=1
+teachers: $(ENV)           ## two more teachers and all that follows from them: how far the results hold (after make repro)
+	for n in $(TEACHERS); do \
+	  settings=$$(python -m clarep.report.population --settings $$n) || exit 1; \
+	  dvc exp remove -q teacher-$$n 2>/dev/null; dvc exp run --queue -n teacher-$$n $$settings || exit 1; done
+	dvc exp run --run-all -j $(JOBS)
+	python -m clarep.report.population workspace $(TEACHERS:%=teacher-%)
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)

@@ -78,6 +78,13 @@ def test_hyperparameters_that_params_leave_open_are_those_of_select(smoke):
     assert best.selectivity - own.selectivity <= best.selectivity_se + own.selectivity_se
 
 
+def test_the_stored_clareps_are_read_beside_what_the_selection_promised(smoke):
+    metrics = json.loads((smoke / "runs/clareps/metrics.json").read_text())
+    for fact in ("class_retained", "background_retained"):
+        assert {fact, f"{fact}_difference", f"{fact}_z"} <= set(metrics)
+    assert "selection promised" in (smoke / "runs/report/report.md").read_text().replace("\n", " ")
+
+
 def test_every_stage_records_its_seconds_and_the_report_shows_them(smoke):
     seconds = measured_seconds(smoke, load_params(smoke / "params.yaml"))
     assert set(seconds.index) == set(STAGES) - {"report"} and (seconds.seconds > 0).all()

@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from conftest import HOME, copy_of_project, run_in
 
+from clarep.diffusion.tiny_models import PREFIX
 from clarep.files import load_json
 from clarep.params import apply_preset
-from clarep.pipeline.stage import STAGES
+from clarep.pipeline.prepare import arm_conflicts, method_conflicts, teacher_conflicts
+from clarep.pipeline.stage import STAGES, teacher_info
 
 PRESETS = sorted(p.stem for p in (HOME / "presets").glob("*.yaml"))
-SMALL = [f"{name} smoke" for name in ("cifar10", "fashion-mnist", "imagenet-dit-xl", "text-sd15")]
+SMALL = [f"{name} smoke" for name in PRESETS if name not in ("default", "smoke")]
 NEW_ARM = """
 #| export
 class FlatLabels(nn.Module):
@@ -51,10 +53,9 @@ def append_cell(path, source: str) -> None:
     nbformat.write(notebook, path)
 
 
-LESS = """# As many images as there have to be
-data: {n_probe: 750}
-select: {n_images: 20}
-representation: {n_images: 20}
+LESS = """# The user's arm and method beside the least that is compared
+representation: {methods: [clarid, low_frequency, random, high_frequency]}
+compare: {arms: [ce, cadistill, flat-labels]}
 """
 
 
@@ -63,6 +64,9 @@ def test_preset_is_a_possible_experiment(names, tmp_path):
     params = apply_preset(names, HOME / "presets", tmp_path / "params.yaml")
     assert (params.teacher.checkpoint is None) == (names.split()[0] not in ("imagenet-dit-xl", "text-sd15"))
     assert ("smoke" in names) == (params.student.epochs == 4)
+    assert not [*arm_conflicts(params), *method_conflicts(params)]
+    if params.teacher.checkpoint is None or params.teacher.checkpoint.startswith(PREFIX):
+        assert not [*teacher_conflicts(params, teacher_info(params))]
 
 
 def run_all(home, *commands: tuple[str, ...]) -> None:
@@ -73,20 +77,18 @@ def run_all(home, *commands: tuple[str, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    home = copy_of_project(tmp_path_factory.mktemp("presets"))
-    (home / "presets/less.yaml").write_text(LESS)
-    return home
+    return copy_of_project(tmp_path_factory.mktemp("presets"))
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A user's project after `dvc repro`: another teacher, an arm and a method in one place each."""
+    """A user's project after all stages: another teacher, an arm and a method in one place each."""
     home = copy_of_project(tmp_path_factory.mktemp("own"))
-    (home / "presets/less.yaml").write_text(LESS + "compare: {arms: [ce, cadistill, flat-labels]}\n")
+    (home / "presets/less.yaml").write_text(LESS)
     append_cell(home / "nbs/cadistill/02_arms.ipynb", NEW_ARM)
     append_cell(home / "nbs/clarid/04_controls.ipynb", NEW_METHOD)
     settings = ("python", "-m", "clarep.params", "imagenet-dit-xl", "smoke", "less")
-    run_all(home, ("nbdev-export",), ("nbdev-clean",), settings, ("dvc", "repro"))
+    run_all(home, ("nbdev-export",), ("nbdev-clean",), settings, ("python", "tests/one_process.py", *STAGES))
     return home
 
 
@@ -131,7 +133,7 @@ def test_whole_pipeline_with_a_transformer(own):
 
 @pytest.mark.xdist_group("presets")
 def test_whole_pipeline_with_a_text_conditional_teacher(project):
-    settings = ("python", "-m", "clarep.params", "text-sd15", "smoke", "less")
+    settings = ("python", "-m", "clarep.params", "text-sd15", "smoke")
     run_all(project, settings, ("python", "tests/one_process.py", *STAGES))
     metrics = {"class_retained", "background_retained"}
     check_pipeline(project, "TextTeacher", ("down_blocks.0", "mid_block"), metrics, {"ce", "cadistill"})
@@ -157,7 +159,7 @@ def test_a_users_project_stays_green(own):
 @pytest.mark.xdist_group("presets")
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
 def test_smoke_presets_of_other_data_reach_their_students(name, project):
-    settings = ("python", "-m", "clarep.params", name, "smoke", "less")
+    settings = ("python", "-m", "clarep.params", name, "smoke")
     stages = [stage for stage in STAGES if stage not in ("representation", "directions", "report")]
     run_all(project, settings, ("python", "tests/one_process.py", *stages))
     assert load_json(project / "runs/student/cadistill-0/tests/metrics.json")["acc_clean"] >= 0

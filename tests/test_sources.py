@@ -52,7 +52,7 @@ def test_an_image_folder_goes_in_by_params_alone(home):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"1 of \d+ images cannot be read: pictures/train/elk/03.png \(.+\); skipped", done.stdout)
     sets = {p.stem: Images.load(p) for p in (home / "data/prepared/splits").iterdir()}
-    assert set(sets) == {"train", "validation-original", "test-original"}
+    assert set(sets) == {"train", "teacher", "validation-original", "test-original"}
     assert sets["test-original"].labels.bincount().tolist() == [4] * 7
     assert len(sets["train"]) + len(sets["validation-original"]) == 7 * 20 - 1
     for images in sets.values():

@@ -104,9 +104,10 @@ def comparisons(
     controls = [a for a in CONTROLS if a in arms]
     parts = [*of("ablation"), *(a for a in controls if a.startswith(f"{OWN}-"))]
     families = {"baseline": against(table, metrics, [(a, baseline) for a in arms if a != baseline])}
+    equal_cost = [a for a in of("baseline") if a.startswith("ce-")]
+    references = dict.fromkeys([baseline, *equal_cost, *controls])
+    families["controls"] = against(table, few, [(a, r) for a in of("method") for r in references if a != r])
     if OWN in arms:
-        references = [r for r in dict.fromkeys([baseline, *controls]) if r != OWN]
-        families["controls"] = against(table, few, [(OWN, r) for r in references])
         families["parts"] = against(table, metrics, [(a, OWN) for a in parts])
         families["CLAReps"] = against(table, few, [(a, OWN) for a in of("fraction")])
     filled = [rows.assign(family=name) for name, rows in families.items() if len(rows)]
@@ -155,12 +156,13 @@ def arms_table(
 
 def differences_table(
     pairs: pd.DataFrame, # of `comparisons`, one family
-    by: str = "arm",     # what has a row: `arm`, or `reference` where the arm is the same
+    by: str = "arm",     # what has a row: `arm`, where the reference is the same, or `pair`
 ) -> str:
     "Paired differences with their marks."
-    first = f"minus `{pairs.reference.iloc[0]}`" if by == "arm" else f"`{pairs.arm.iloc[0]}` minus"
-    cells = {(getattr(r, by), r.metric): difference_cell(r) for r in pairs.itertuples()}
-    return _tables(first, list(dict.fromkeys(pairs[by])), list(dict.fromkeys(pairs.metric)), cells)
+    first = f"minus `{pairs.reference.iloc[0]}`" if by == "arm" else "difference"
+    names = pairs.arm if by == "arm" else pairs.arm + "` minus `" + pairs.reference
+    cells = {(name, r.metric): difference_cell(r) for name, r in zip(names, pairs.itertuples())}
+    return _tables(first, list(dict.fromkeys(names)), list(dict.fromkeys(pairs.metric)), cells)
 
 # %% ../../nbs/report/01_comparison.ipynb #a9194c05
 def outliers(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SETS', 'RETAINED', 'PICTURES', 'representation_rows', 'load_measurements', 'long_table', 'method_differences',
            'best_of', 'method_label', 'method_cell', 'methods_table', 'class_table', 'page_text', 'student_line',
-           'clarid_lines', 'gaps', 'experiment_title', 'student_fields', 'promise_text', 'clarid_fields', 'to_page',
-           'write_report']
+           'clarid_lines', 'gaps', 'ceiling_table', 'experiment_title', 'student_fields', 'promise_text',
+           'clarid_fields', 'to_page', 'write_report']
 
 # %% ../../nbs/report/02_page.ipynb #ab370883
 import base64
@@ -28,6 +28,7 @@ from ..params import Params
 from .comparison import (
     BETTER_LOW, OUTCOMES, arms_table, comparisons, cost_tables, differences_table, forest_figure, headlines,
     markdown_table, multiplicity_note, name_of, outcome, plus_minus, student_figures, tests_of)
+from .population import fieller
 
 # %% ../../nbs/report/02_page.ipynb #750750ac
 def representation_rows(
@@ -111,7 +112,8 @@ RETAINED = {("class_retained", "null"): "class", ("background_retained", "null")
             ("class_retained", "class_inversion"): "class, class inversion",
             ("background_retained", "class_inversion"): "background, class inversion",
             ("class_retained", "guided"): "class, guided",
-            ("background_retained", "guided"): "background, guided", ("mask_correlation", "null"): "mask correlation",
+            ("background_retained", "guided"): "background, guided", ("own_scene", "null"): "own scene",
+            ("own_scene", "guided"): "own scene, guided", ("mask_correlation", "null"): "mask correlation",
             ("ami", "null"): "AMI", ("probe_class", "null"): "class in features",
             ("probe_background", "null"): "background in features"}
 
@@ -214,6 +216,28 @@ def gaps(
               "n": n_classes}
     return [page_text(f"gap_{name}").format(**fields) for name in holds if holds[name]]
 
+# %% ../../nbs/report/02_page.ipynb #10151e06
+def ceiling_table(
+    table: pd.DataFrame, # of `long_table`
+    baseline: str,
+    ceiling: str = "ceiling",
+) -> str:                # "" without that arm
+    "The gain of every arm as a share of the ceiling's, on the headline tests that `ceiling` is better at."
+    part = table[(table.stage == "evaluate") & (table["class"] == "all")]
+    values = part.pivot(index=["arm", "metric"], columns="seed", values="value")
+    arms = [a for a in dict.fromkeys(part.arm) if a not in (baseline, ceiling)]
+    if ceiling not in set(part.arm) or not arms:
+        return ""
+    gain = {a: values.loc[a] - values.loc[baseline] for a in [*arms, ceiling]}
+    tests = [m for m in headlines(tests_of(table)) if outcome(m, *interval(gain[ceiling].loc[m])) == "better"]
+    def cell(arm, metric):
+        share = fieller(gain[arm].loc[metric].to_numpy(), gain[ceiling].loc[metric].to_numpy())
+        return "{:.0%} ({:.0%} to {:.0%})".format(*share) if share else "not bounded"
+    if not tests:
+        return "The ceiling gains on no headline test, so no share of its gain is given."
+    return markdown_table(["share of the ceiling's gain", *map(name_of, tests)],
+                          [[f"`{a}`", *(cell(a, m) for m in tests)] for a in arms])
+
 # %% ../../nbs/report/02_page.ipynb #9017e1bc
 def experiment_title(data) -> str: # data: the section of the settings
     "What the results are of."
@@ -239,7 +263,8 @@ def student_fields(
     all_arms = families.get("baseline", pairs)
     return {"arms": arms_table(summary(table, tests, baseline), all_arms), "baseline": baseline,
             "low": ", ".join(name_of(m) for m in tests if m in BETTER_LOW) or "none", "cost": cost_tables(table),
-            "note": multiplicity_note(all_arms) if len(all_arms) else "", "controls": block("controls", "reference"),
+            "ceiling": ceiling_table(table, baseline),
+            "note": multiplicity_note(all_arms) if len(all_arms) else "", "controls": block("controls", "pair"),
             "students": "\n\n".join(pictures)}
 
 # %% ../../nbs/report/02_page.ipynb #369c8aeb
@@ -277,7 +302,7 @@ def clarid_fields(
             "hyperparameters": markdown_table(["", "t_e", "layer", "k", "guidance"], used),
             "features": page_text(f"features_{'known' if choice['features_read_class'] else 'unknown'}").format(
                 h=h, choice=choice),
-            "promise": promise_text(c), "frontier": page_text(f"frontier_{known}"),
+            "tie": page_text("tie").format(**r) if "teacher_own_scene" in r else "", "promise": promise_text(c), "frontier": page_text(f"frontier_{known}"),
             "regret": page_text("regret").format(**r) if {"regret_chosen", "regret_blind"} <= set(r) else "",
             "energy": f"{d['energy_inside']:.2f}" if "energy_inside" in d else "cannot be said without masks"}
 
