@@ -480,8 +480,8 @@ def sentence(r) -> str: # r: a row with a reference
     return f"- {gap}: {size}. " + ("Not told apart." if r.holds == NOTHING else f"Holds for {r.holds}.")
 
 # %% ../../nbs/report/04_population.ipynb #290aa9bf
-_NOTE = """Teachers: {n}; students of each: {seeds}. Each teacher has its own scenes, probes, CLAReps and students; digits
-for training, photographs, settings and hyperparameters stay. The hyperparameters were chosen with {first}.
+_NOTE = """Teachers: {n}; students of each: {seeds}. Each teacher has its own scenes, probes, CLAReps and students;
+digits for training, photographs, settings and hyperparameters stay. The hyperparameters were chosen with {first}.
 Intervals are 95 %. The half-width is that over teachers (Student's, at least that over seeds) and that
 over {drawn}, added in squares. With few
 teachers the bootstrap is too narrow. Over seeds, teachers are as they are. Of {m} differences, {chance:.1f} would be
