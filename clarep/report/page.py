@@ -302,7 +302,8 @@ def clarid_fields(
             "hyperparameters": markdown_table(["", "t_e", "layer", "k", "guidance"], used),
             "features": page_text(f"features_{'known' if choice['features_read_class'] else 'unknown'}").format(
                 h=h, choice=choice),
-            "tie": page_text("tie").format(**r) if "teacher_own_scene" in r else "", "promise": promise_text(c), "frontier": page_text(f"frontier_{known}"),
+            "tie": page_text("tie").format(**r) if "teacher_own_scene" in r else "",
+            "promise": promise_text(c), "frontier": page_text(f"frontier_{known}"),
             "regret": page_text("regret").format(**r) if {"regret_chosen", "regret_blind"} <= set(r) else "",
             "energy": f"{d['energy_inside']:.2f}" if "energy_inside" in d else "cannot be said without masks"}
 
