@@ -1069,8 +1069,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'clarep/report/population.py'),
                                           'clarep.report.population._check': ( 'report/population.html#_check',
                                                                                'clarep/report/population.py'),
-                                          'clarep.report.population._file_system': ( 'report/population.html#_file_system',
-                                                                                     'clarep/report/population.py'),
                                           'clarep.report.population._representation_draws': ( 'report/population.html#_representation_draws',
                                                                                               'clarep/report/population.py'),
                                           'clarep.report.population.answers_of': ( 'report/population.html#answers_of',

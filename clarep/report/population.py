@@ -13,9 +13,10 @@ __all__ = ['RECIPE', 'THESE', 'NOTHING', 'HELD', 'FREE', 'STEP', 'WORKSPACE', 'M
 # %% ../../nbs/report/04_population.ipynb #b419a70a
 import sys
 import tempfile
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -137,7 +138,7 @@ def contrast(
 
 # %% ../../nbs/report/04_population.ipynb #93907712
 HELD = ("t_e", "layer", "k", "guidance_scale", "feature_layer", "t_f")
-FREE = ("common.seed", "common.device", "compare.seeds", "clareps.", "select.", "directions.")
+FREE = ("common.seed", "common.device", "compare.seeds", "select.", "directions.", *(f"clareps.{h}" for h in HELD))
 STEP = 100 # between the seeds of two teachers
 WORKSPACE = "workspace" # name of the experiment that lies in runs/
 
@@ -171,36 +172,35 @@ class Experiment(NamedTuple):
     params: dict
     table: pd.DataFrame # long, with the column `teacher`
     held: dict          # hyperparameters
-
-
-def _file_system(home: str | Path, name: str) -> DVCFileSystem:
-    return DVCFileSystem(str(home), rev=None if name == WORKSPACE else name)
+    files: DVCFileSystem | None = None
 
 
 def fetch(
-    home: str | Path, # of the project
-    name: str,        # of the experiment, any Git revision, or `WORKSPACE`
+    files: DVCFileSystem,
     path: str,
-    read,             # from a local path
-):
-    "What `read` makes of a file of an experiment."
+    read: Callable[[str], Any], # from a local path
+) -> Any:
+    "What `read` makes of a file of an experiment, in Git or in DVC's cache."
     with tempfile.TemporaryDirectory() as folder:
-        _file_system(home, name).get_file(f"/{path}", local := str(Path(folder) / Path(path).name))
+        files.get_file(f"/{path}", local := str(Path(folder) / Path(path).name))
         return read(local)
 
 
-def read_experiment(home: str | Path, name: str) -> Experiment:
+def read_experiment(
+    home: str | Path, # of the project
+    name: str,        # of an experiment of DVC, any Git revision, or `WORKSPACE`
+) -> Experiment:
     "An experiment's tables; raises `DataError` where it has none."
     try:
-        fs = _file_system(home, name)
+        fs = DVCFileSystem(str(home), rev=None if name == WORKSPACE else name)
         params = yaml.safe_load(fs.read_text("/params.yaml", encoding="utf-8"))
         table = pd.read_csv(StringIO(fs.read_text("/runs/report/results.csv", encoding="utf-8")), dtype={"class": str})
-        choice = fetch(home, name, "runs/select/choice.json", load_json)
+        choice = fetch(fs, "runs/select/choice.json", load_json)
         own = {key: choice[key] if params["clareps"][key] is None else params["clareps"][key] for key in HELD}
     except (DvcException, OSError, KeyError) as e:
         raise DataError(f"experiment {name}: {type(e).__name__}: {e}; `make teachers` makes teacher-1 and teacher-2, "
                         "`dvc exp show` lists what there is") from e
-    return Experiment(name, params, table.assign(teacher=name), own)
+    return Experiment(name, params, table.assign(teacher=name), own, fs)
 
 
 def flat_settings(params: dict) -> dict[str, str]:
@@ -332,17 +332,14 @@ def student_contrasts(
             rows.append({"arm": arm, "reference": reference, "metric": metric, **contrast(values - other, draws)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/report/04_population.ipynb #282d23c1
-def answers_of(
-    home: str | Path, # of the project
-    experiments: list[Experiment],
-) -> Answers:
+# %% ../../nbs/report/04_population.ipynb #e9ec34cb
+def answers_of(experiments: list[Experiment]) -> Answers:
     "Read probes' and students' answers from DVC's cache; raises `DataError` where a table says something else."
     data = experiments[0].params["data"]
     embedded, parts = data["name"] == EMBEDDED, []
     for e in experiments:
-        tensors = fetch(home, e.name, "runs/representation/right.safetensors", load_tensors)[0]
-        students, labels = student_answers(home, e)
+        tensors = fetch(e.files, "runs/representation/right.safetensors", load_tensors)[0]
+        students, labels = student_answers(e)
         n_classes = int(labels.max()) + 1
         objects = np.arange(len(labels)) # images, where their objects are not known
         if embedded:
@@ -354,14 +351,14 @@ def answers_of(
                    facts)
 
 
-def student_answers(home: str | Path, e: Experiment) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
+def student_answers(e: Experiment) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
     "(arm, metric): whether each student is right about each image, `s n`, for BG-gap a difference; labels."
     runs, right = e.table[e.table.stage == "evaluate"], {}
     tests = [v for v in ("original", "mixed_rand", "mixed_same") if METRIC_OF[v] in set(runs.metric)]
-    images = {v: fetch(home, e.name, f"data/prepared/splits/test-{v}.safetensors", Images.load) for v in tests}
+    images = {v: fetch(e.files, f"data/prepared/splits/test-{v}.safetensors", Images.load) for v in tests}
     for arm, part in runs.groupby("arm", sort=False):
         seeds = sorted(set(part.seed))
-        students = [fetch(home, e.name, f"runs/student/{arm}-{s}/student.safetensors", load_student)[0] for s in seeds]
+        students = [fetch(e.files, f"runs/student/{arm}-{s}/student.safetensors", load_student)[0] for s in seeds]
         for v, x in images.items():
             pixels = to_unit(x.images)
             right[arm, METRIC_OF[v]] = np.stack([(predict(s, pixels) == x.labels).numpy() for s in students]) * 1.0
@@ -483,10 +480,10 @@ def sentence(r) -> str: # r: a row with a reference
     return f"- {gap}: {size}. " + ("Not told apart." if r.holds == NOTHING else f"Holds for {r.holds}.")
 
 # %% ../../nbs/report/04_population.ipynb #290aa9bf
-_NOTE = """{n} teachers, {seeds} students each. Each teacher has its own scenes, probes, CLAReps and students; digits
-for training, photographs, settings and hyperparameters stay. The hyperparameters were chosen with {first}.
+_NOTE = """Teachers: {n}; students of each: {seeds}. Each teacher has its own scenes, probes, CLAReps and students;
+digits for training, photographs, settings and hyperparameters stay. The hyperparameters were chosen with {first}.
 Intervals are 95 %. The half-width is that over teachers (Student's, at least that over seeds) and that
-over {drawn}, added in squares. With {n}
+over {drawn}, added in squares. With few
 teachers the bootstrap is too narrow. Over seeds, teachers are as they are. Of {m} differences, {chance:.1f} would be
 off zero by chance. The best control of each teacher is a maximum, biased against CLARID."""
 
@@ -530,7 +527,7 @@ def main(
     try:
         read = [read_experiment(home, name) for name in experiments or [WORKSPACE]]
         same_recipe(read)
-        page, rows = population_page(read, None if tables_only else answers_of(home, read))
+        page, rows = population_page(read, None if tables_only else answers_of(read))
     except DataError as e:
         sys.exit(f"error: {e}")
     folder = home / "bench"
