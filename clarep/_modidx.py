@@ -754,6 +754,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'clarep/evaluate/representation.py'),
                                                 'clarep.evaluate.representation.own_scene_share': ( 'evaluate/representation.html#own_scene_share',
                                                                                                     'clarep/evaluate/representation.py'),
+                                                'clarep.evaluate.representation.rescaled': ( 'evaluate/representation.html#rescaled',
+                                                                                             'clarep/evaluate/representation.py'),
                                                 'clarep.evaluate.representation.retention_rows': ( 'evaluate/representation.html#retention_rows',
                                                                                                    'clarep/evaluate/representation.py'),
                                                 'clarep.evaluate.representation.retrained_rows': ( 'evaluate/representation.html#retrained_rows',

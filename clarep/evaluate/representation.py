@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASUREMENTS', 'FEW', 'Latents', 'mask_correlation', 'change_inside', 'clusters', 'within_between', 'retention_rows',
-           'own_scene_rows', 'class_rows', 'mask_rows', 'feature_rows', 'decode_latents', 'few_latents',
+           'rescaled', 'own_scene_rows', 'class_rows', 'mask_rows', 'feature_rows', 'decode_latents', 'few_latents',
            'retrained_rows', 'measure_set', 'measure', 'right_answers', 'headline', 'frontier_figure', 'samples_figure',
            'guided_accuracy', 'own_scene_share', 'training_accuracy', 'teacher_figure', 'choice_regret']
 
@@ -27,7 +27,7 @@ from ..clarid.identify import canonical_features, fill_latents, invert_images
 from ..clarid.select import measure_retention, probe_sweep, regrets
 from ..clarid.store import Hyperparameters
 from ..classifiers.networks import accuracy, predict
-from ..classifiers.probes import linear_probe, probe_accuracies, retention, retention_metrics, train_probe
+from ..classifiers.probes import linear_probe, probe_accuracies, retention_metrics, train_probe
 from ..classifiers.splits import known_labels
 from ..diffusion.ode import sample
 from ..diffusion.teacher import Teacher
@@ -91,10 +91,28 @@ def retention_rows(
     images: Images,                     # the samples' sources
     condition: str,
 ) -> list[tuple]:                       # as `MEASUREMENTS` from `method` on
-    "What the probes read, rescaled to the unprojected latent's, and raw."
-    return [(*key, condition, n, metric, "all", value) for n, probe in enumerate(probes)
-            for key, values in retention(probe, samples, known_labels(images), reference=("guidance_only", 0)).items()
-            for metric, value in values.items()]
+    """What the probes read, rescaled to the unprojected latent's, and raw.
+
+    Raises `ValueError` where the scale has no length under the null condition; other conditions are left out."""
+    accuracies = [probe_accuracies(probe, samples, known_labels(images)) for probe in probes]
+    return [row for n, probe in enumerate(probes) for row in rescaled(accuracies[n], probe, condition, n)]
+
+
+def rescaled(
+    accuracies: dict[tuple[str, int], dict[str, float]], # (method, k): fact: accuracy
+    probe: dict[str, nn.Module],                         # their number of classes gives chance
+    condition: str,
+    n: int,                                              # number of the probe
+) -> list[tuple]:                                        # as `MEASUREMENTS` from `method` on
+    "Retention of one probe under one condition; see `retention_rows`."
+    try:
+        return [(*key, condition, n, metric, "all", value) for key, own in accuracies.items()
+                for metric, value in retention_metrics(own, accuracies["guidance_only", 0], probe).items()]
+    except ValueError as e:
+        if condition == "null":
+            raise
+        print(f"{condition}, probe {n}, is left out: {e}")
+        return []
 
 
 def own_scene_rows(
@@ -198,8 +216,7 @@ def retrained_rows(
     for n, probe in enumerate(probes):
         trained = {key: {what: train(x, probe, what, n) for what in truth} for key, x in own.items()}
         accuracies = {key: probe_accuracies(p, {key: samples[key]}, truth)[key] for key, p in trained.items()}
-        rows += [(*key, "retrained", n, metric, "all", value) for key, values in accuracies.items()
-                 for metric, value in retention_metrics(values, accuracies["guidance_only", 0], probe).items()]
+        rows += rescaled(accuracies, probe, "retrained", n)
     return rows
 
 
