@@ -1,5 +1,6 @@
 """A copy of the project in which the whole pipeline has run at the smoke preset."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,10 +8,30 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 HOME = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))  # two workers share the cores
+
+
+PROJECTS = {"tests/test_bad_input.py": "tests/test_pipeline.py"}  # file: the file whose project it asks
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker takes whole files, since their tests share a project; notebooks go one by one.
+
+    Marks `xdist_group` would say it, but xdist 3.8 does not pass them on under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByProject(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return nodeid if file.endswith("test_notebooks.py") else PROJECTS.get(file, file)
+
+    return ByProject(config, log)
 
 
 def run_in(folder: Path, *command: str, timeout: float = 1500) -> subprocess.CompletedProcess:
@@ -43,13 +64,30 @@ def copy_of_project(target: Path) -> Path:
     return target
 
 
+def run_all(home: Path, *commands: tuple[str, ...]) -> None:
+    """Run commands in a copy of the project; none may fail."""
+    for command in commands:
+        done = run_in(home, *command)
+        assert done.returncode == 0, (command, done.stdout[-3000:] + done.stderr[-3000:])
+
+
+def check_pipeline(home, kind: str, layers: tuple[str, ...], metrics: set[str], arms: set[str]) -> None:
+    """What has to be in `runs/` after a pipeline with another kind of teacher."""
+    model = json.loads((home / "runs/teacher/model/clarep.json").read_text())
+    assert model["checkpoint"] == "checkpoint" and len(model["weights"]) == 16
+    assert kind in (home / "runs/teacher/teacher.ipynb").read_text()
+    assert json.loads((home / "runs/select/choice.json").read_text())["layer"].startswith(layers)
+    table = pd.read_csv(home / "runs/report/results.csv")
+    assert metrics <= set(table[(table.arm == "clarid") & (table.stage == "representation")].metric)
+    assert set(table[table.stage == "evaluate"].arm) == arms
+    assert "<h1>" in (home / "runs/report/index.html").read_text()
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
     """A project after `dvc repro` at the smoke preset."""
     home = copy_of_project(tmp_path_factory.mktemp("clarep"))
-    for command in (("python", "-m", "clarep.params", "smoke"), ("dvc", "repro")):
-        done = run_in(home, *command)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_all(home, ("python", "-m", "clarep.params", "smoke"), ("dvc", "repro"))
     return home
 
 

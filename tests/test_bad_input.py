@@ -9,8 +9,6 @@ import pytest
 
 from clarep.pipeline.prepare import prepare
 
-pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
-
 
 @contextmanager
 def edited(path: Path, *change: str):

@@ -155,7 +155,6 @@ def rotten(tmp_path_factory) -> subprocess.CompletedProcess:
     return run_in(home, "python", ".ci/check.py")
 
 
-@pytest.mark.xdist_group("check")
 @pytest.mark.parametrize("rot", ROT)
 def test_rot_fails_the_check_with_what_to_run(rotten, rot):
     file, _, _, message = ROT[rot]

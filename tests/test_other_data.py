@@ -28,7 +28,6 @@ OVERRIDES = {
     "representation": {"num_directions": [8]},
     "compare": {"seeds": [0]},
 }
-pytestmark = pytest.mark.xdist_group("other data")
 
 
 def a_shape(label: int, rng: np.random.Generator) -> Image.Image:

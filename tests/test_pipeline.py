@@ -14,7 +14,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-import pytest
 from conftest import copy_of_project, run_in
 
 from clarep.clarid.select import Rule
@@ -23,8 +22,6 @@ from clarep.images import Images
 from clarep.params import load_params
 from clarep.pipeline.estimate import measured_seconds
 from clarep.pipeline.stage import STAGES
-
-pytestmark = pytest.mark.xdist_group("smoke")  # one worker has the project
 
 
 def ran(done: subprocess.CompletedProcess) -> set[str]:
