@@ -39,6 +39,5 @@ def test_stage_notebook_has_the_parameters_of_its_sections(stage):
 def test_stage_notebook_is_thin(stage):
     cells = code_cells(stage)
     lines = [line for c in cells for line in c.source.splitlines() if line.strip()]
-    most = 90 if stage == "student" else 60  # it trains and tests
-    assert len(cells) < 12 and len(lines) < most, (len(cells), len(lines))
+    assert len(cells) < 12 and len(lines) < 60, (len(cells), len(lines))
     assert not any(line.startswith("class ") for line in lines)

@@ -122,9 +122,8 @@ def own_scene_rows(
     condition: str,
 ) -> list[tuple]:       # as `MEASUREMENTS` from `method` on
     "Share of samples in which a probe names the scene that belongs to their class, of those that have another one."
-    if images.background is None:
+    if images.background is None or not (other := images.background != images.labels).any():
         return []
-    other = images.background != images.labels
     return [(*key, condition, n, "own_scene", "all", (predict(p["background"], x[other]) == images.labels[other])
              .double().mean().item()) for n, p in enumerate(probes) for key, x in samples.items()]
 

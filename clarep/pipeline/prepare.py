@@ -10,6 +10,7 @@ __all__ = ['NOT_COUNTED', 'parameters_cell', 'write_parameters', 'teacher_confli
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from pprint import pformat
 
 from .stage import ARM_STAGES, STAGES, exit_on_error, strip, teacher_info # before nbformat
 
@@ -37,7 +38,8 @@ def parameters_cell(
             comment = section.ca.items.get(key, [None] * 3)[2]
             comment = comment.value.splitlines()[0] if comment and comment.value.startswith("#") else ""
             line = f"{key} = {value!r}  {comment}".rstrip()
-            lines += [line] if len(line) <= 120 else [comment, f"{key} = {value!r}"]
+            assignment = f"{key} = {pformat(value, width=100, compact=True)}"
+            lines += [line] if len(line) <= 120 else [comment, *assignment.splitlines()]
     if stage in ARM_STAGES:
         lines.append('arm = "cadistill"')
     return "\n".join([*lines, f'out = ".scratch/by-hand/{stage}"'])
@@ -134,7 +136,7 @@ def prepare() -> None:
     "Stage `prepare`: check every setting, count the work, write the copies of the stage notebooks to `runs/stages`."
     home = project_root()
     p = load_params(home / "params.yaml")
-    if bad := [*arm_conflicts(p), *teacher_conflicts(p, teacher_info(p))]:
+    if bad := [*arm_conflicts(p), *method_conflicts(p), *teacher_conflicts(p, teacher_info(p))]:
         raise ValueError("\n".join(bad))
     print(planned_work(p))
     with atomic_write(home / "runs" / "stages") as part:
