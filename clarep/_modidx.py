@@ -1060,6 +1060,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'clarep.report.page.class_table': ('report/page.html#class_table', 'clarep/report/page.py'),
                                     'clarep.report.page.experiment_title': ('report/page.html#experiment_title', 'clarep/report/page.py'),
                                     'clarep.report.page.gaps': ('report/page.html#gaps', 'clarep/report/page.py'),
+                                    'clarep.report.page.image_spread': ('report/page.html#image_spread', 'clarep/report/page.py'),
                                     'clarep.report.page.load_measurements': ('report/page.html#load_measurements', 'clarep/report/page.py'),
                                     'clarep.report.page.long_table': ('report/page.html#long_table', 'clarep/report/page.py'),
                                     'clarep.report.page.method_cell': ('report/page.html#method_cell', 'clarep/report/page.py'),
