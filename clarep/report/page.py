@@ -209,7 +209,8 @@ def clarid_lines(
     "What CLARID leaves in each set, and which controls win."
     lines = []
     for name, part in measurements.groupby("set", sort=False):
-        rows, kind = method_differences(part, k, spread.get(name, {})), "known" if "selectivity" in set(part.metric) else "unknown"
+        rows = method_differences(part, k, spread.get(name, {}))
+        kind = "known" if "selectivity" in set(part.metric) else "unknown"
         best = best_of(rows, "control")
         controls = rows[(rows.role == "control") & (rows.k == k) & ~rows.same]
         winners = [method_label(r.method, k, k) for r in controls.itertuples() if r.difference - r.half > 0]
