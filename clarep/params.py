@@ -214,7 +214,6 @@ class Tune(Section):
     "The search of an arm's settings on validation images. A setting that is not null is not searched."
     trials: Positive
     n_seeds: Positive
-    trial_epochs: Positive
     n_images: Positive
     attack_eps_255: GreyLevels
     attack_steps: Positive

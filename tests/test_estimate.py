@@ -56,7 +56,7 @@ def test_twice_the_fraction_is_twice_the_clareps_and_nothing_else(p):
         ({"student__epochs": 9}, {"student"}),
         ({"compare__seeds": [0]}, {"student"}),
         ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student"}),
-        ({"tune__trials": 1, "tune__trial_epochs": 3}, {"tune"}),
+        ({"tune__trials": 1}, {"tune"}),
         ({"student__learning_rate": 1.0}, set()),
     ],
 )

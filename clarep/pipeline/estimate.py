@@ -220,7 +220,7 @@ def tune_work(p: Params, arm: str) -> Counter:
     t = p.tune
     fixed = {name: value for name, value in t.model_dump().items() if name in ARMS[arm].search_space}
     students = t.n_seeds * len(draw_settings(fix_settings(ARMS[arm].search_space, **fixed), t.trials))
-    return (training_work(p, arm, t.trial_epochs, students)
+    return (training_work(p, arm, p.student.epochs, students)
             + units(students * min(t.n_images, p.data.n_validation) * t.attack_steps, "attack step"))
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #c3a1d0e4
