@@ -20,7 +20,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test lab check docs readme preset cost bench rho ladder teachers recipes findings export clean active-env
+.PHONY: repro test lab check docs readme preset cost bench rho ladder stability teachers recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -74,6 +74,9 @@ teachers: $(ENV)           ## two more teachers and all that follows from them: 
 	  dvc exp remove -q teacher-$$n 2>/dev/null; dvc exp run --queue -n teacher-$$n $$settings || exit 1; done
 	dvc exp run --run-all -j $(JOBS)
 	python -m clarep.report.population workspace $(TEACHERS:%=teacher-%)
+
+stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
+	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
