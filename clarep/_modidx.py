@@ -73,6 +73,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'clarep.cadistill.arms._plain': ('cadistill/arms.html#_plain', 'clarep/cadistill/arms.py'),
                                        'clarep.cadistill.arms._three_terms': ( 'cadistill/arms.html#_three_terms',
                                                                                'clarep/cadistill/arms.py'),
+                                       'clarep.cadistill.arms.best_first': ('cadistill/arms.html#best_first', 'clarep/cadistill/arms.py'),
                                        'clarep.cadistill.arms.defaults': ('cadistill/arms.html#defaults', 'clarep/cadistill/arms.py'),
                                        'clarep.cadistill.arms.train_arm': ('cadistill/arms.html#train_arm', 'clarep/cadistill/arms.py')},
             'clarep.cadistill.auxiliary': { 'clarep.cadistill.auxiliary.certainty': ( 'cadistill/auxiliary.html#certainty',
