@@ -1061,6 +1061,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'clarep.report.ladder.ladder_table': ('report/ladder.html#ladder_table', 'clarep/report/ladder.py'),
                                       'clarep.report.ladder.main': ('report/ladder.html#main', 'clarep/report/ladder.py'),
                                       'clarep.report.ladder.read_step': ('report/ladder.html#read_step', 'clarep/report/ladder.py'),
+                                      'clarep.report.ladder.read_table': ('report/ladder.html#read_table', 'clarep/report/ladder.py'),
                                       'clarep.report.ladder.step_rows': ('report/ladder.html#step_rows', 'clarep/report/ladder.py')},
             'clarep.report.page': { 'clarep.report.page.best_of': ('report/page.html#best_of', 'clarep/report/page.py'),
                                     'clarep.report.page.ceiling_table': ('report/page.html#ceiling_table', 'clarep/report/page.py'),
