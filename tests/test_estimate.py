@@ -53,7 +53,7 @@ def test_twice_the_fraction_is_twice_the_clareps_and_nothing_else(p):
         ({"select__num_directions": [2, 4, 8]}, {"select"}),
         ({"representation__n_retrain": 20}, {"representation"}),
         ({"probes__n": 1}, {"probes"}),
-        ({"student__epochs": 9}, {"student"}),
+        ({"student__epochs": 9}, {"student", "tune"}),
         ({"compare__seeds": [0]}, {"student"}),
         ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student"}),
         ({"tune__trials": 1}, {"tune"}),
