@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'BETTER_LOW', 'OUTCOMES', 'OWN', 'CONTROLS', 'CONTRASTS', 'name_of', 'tests_of', 'headlines', 'outcome',
            'plus_minus', 'difference_cell', 'against', 'comparisons', 'multiplicity_note', 'markdown_table',
            'arms_table', 'differences_table', 'outliers', 'forest_figure', 'class_means', 'class_title', 'class_map',
-           'student_figures', 'cost_tables']
+           'student_figures', 'epochs_figure', 'cost_tables']
 
 # %% ../../nbs/report/01_comparison.ipynb #a20ad742
 import math
@@ -288,6 +288,27 @@ def student_figures(
             rows = table[table.arm.isin([OWN, *part.arm])]
             figures[role] = forest_figure(rows, list(dict.fromkeys(part.metric)), OWN)
     return figures
+
+# %% ../../nbs/report/01_comparison.ipynb #7195c1fe
+def epochs_figure(
+    histories: dict[str, list[pd.DataFrame]], # arm: of each seed, columns epoch, and `acc_` with a validation set
+    n_flat: int,                              # students that are flat at the end
+) -> Figure:
+    "Accuracy on validation images over epochs: a line per arm, mean over seeds, a panel per validation set."
+    runs = {arm: pd.concat(parts).dropna().groupby("epoch").mean() for arm, parts in histories.items()}
+    tests = [c for c in next(iter(runs.values())) if c.startswith("acc_")]
+    fig, axes = plt.subplots(1, len(tests), figsize=(1.6 + 3.2 * len(tests), 3), squeeze=False, layout="constrained")
+    for ax, test in zip(axes[0], tests):
+        for i, (arm, run) in enumerate(runs.items()):
+            style = {"color": f"C{i}", "ls": ("-", "--", ":")[i // 10 % 3], "marker": "os^Dv"[i % 5], "ms": 3, "lw": 1}
+            ax.plot(run.index, run[test], label=arm, **style)
+        ax.set_title(f"validation, {test.removeprefix('acc_')}", fontsize=9), ax.set_xlabel("epoch")
+        low = min(run[test].iloc[len(run) // 4:].min() for run in runs.values())
+        ax.set_ylim(low - 0.02, None)
+    axes[0, 0].set_ylabel("accuracy")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=7)
+    fig.suptitle(f"{n_flat} of {sum(map(len, histories.values()))} students are flat at the end", fontsize=10)
+    return fig
 
 # %% ../../nbs/report/01_comparison.ipynb #ae182cd0
 def cost_tables(

@@ -6,7 +6,7 @@
 __all__ = ['Spread', 'SETS', 'RETAINED', 'PICTURES', 'representation_rows', 'load_measurements', 'long_table', 'image_spread',
            'method_differences', 'best_of', 'method_label', 'method_cell', 'methods_table', 'class_table', 'page_text',
            'student_line', 'clarid_lines', 'gaps', 'ceiling_table', 'experiment_title', 'student_fields',
-           'promise_text', 'clarid_fields', 'to_page', 'write_report']
+           'promise_text', 'clarid_fields', 'to_page', 'read_histories', 'write_report']
 
 # %% ../../nbs/report/02_page.ipynb #ab370883
 import base64
@@ -27,8 +27,8 @@ from ..files import atomic_write, load_json, load_tensors, project_root
 from ..images import picture_classes
 from ..params import Params
 from .comparison import (
-    BETTER_LOW, OUTCOMES, arms_table, comparisons, cost_tables, differences_table, forest_figure, headlines,
-    markdown_table, multiplicity_note, name_of, outcome, plus_minus, student_figures, tests_of)
+    BETTER_LOW, OUTCOMES, arms_table, comparisons, cost_tables, differences_table, epochs_figure, forest_figure,
+    headlines, markdown_table, multiplicity_note, name_of, outcome, plus_minus, student_figures, tests_of)
 from .population import fieller, retention_draws
 
 # %% ../../nbs/report/02_page.ipynb #750750ac
@@ -284,7 +284,7 @@ def student_fields(
     def block(name, by="arm"):
         part = families.get(name, [])
         return f"{differences_table(part, by)}\n\n*{multiplicity_note(part)}*" if len(part) else ""
-    of_figure = {"classes": "", "fraction": block("CLAReps"), "ablation": block("parts")}
+    of_figure = {"epochs": "", "classes": "", "fraction": block("CLAReps"), "ablation": block("parts")}
     pictures = [f"![{name}](students/{name}.png)\n\n*{page_text(f'figure_{name}')}*\n\n{of_figure[name]}"
                 for name in figures]
     all_arms = families.get("baseline", pairs)
@@ -369,6 +369,17 @@ PICTURES = {"samples": "teacher", "teacher": "representation", "map": "select", 
             "energy": "directions", "overlap": "directions", "features": "directions", "medoids": "directions"}
 
 
+def read_histories(
+    table: pd.DataFrame, # of `long_table`
+    folder: Path,        # of the students
+) -> dict[str, list[pd.DataFrame]]: # arms without any history are left out
+    "Of every arm, the losses and accuracies over epochs of each student."
+    students = table[table.stage == "student"].groupby("arm", sort=False).seed.unique()
+    files = {arm: [folder / f"{arm}-{seed}/history.csv" for seed in seeds] for arm, seeds in students.items()}
+    tables = {arm: [pd.read_csv(f) for f in paths if f.is_file()] for arm, paths in files.items()}
+    return {arm: parts for arm, parts in tables.items() if parts}
+
+
 def write_report(
     table: pd.DataFrame, # of `long_table`
     runs: str | Path,    # the folder of all stages
@@ -381,6 +392,9 @@ def write_report(
     tests = tests_of(table)
     pairs = comparisons(table, tests, baseline)
     figures = student_figures(table, pairs, baseline)
+    if histories := read_histories(table, runs / "student"):
+        n_flat = int(table[(table.stage == "student") & (table.metric == "flat")].value.sum())
+        figures = {"epochs": epochs_figure(histories, n_flat)} | figures
     fields = (clarid_fields(table, runs, p.representation.methods)
               | student_fields(table, pairs, baseline, list(figures)))
     lines = "\n".join(student_line(pairs) + fields.pop("lines"))
