@@ -95,6 +95,6 @@ def test_hyperparameters_are_selected_by_the_rule_without_backgrounds(project):
 
 def test_the_page_says_what_cannot_be_measured(project):
     page = (project / "runs/report/index.html").read_text()
-    assert page.count("data:image/png") == 13 and "how much of the background is left cannot be measured" in page
+    assert page.count("data:image/png") == 14 and "how much of the background is left cannot be measured" in page
     assert "cannot be said without masks" in page and "usual surroundings" in page
     assert "nan" not in page.split("<body>")[1].replace("data:image", "").lower()[:3000]

@@ -51,7 +51,7 @@ def test_ends_with_a_table_and_a_page(smoke):
     assert accuracies.between(0, 1).all() and not table.duplicated(["stage", "arm", "seed", "metric", "class"]).any()
     page = (smoke / "runs/report/index.html").read_text()
     assert (
-        "What was found" in page and page.count("data:image/png") == 13 and "://" not in page.replace("data:image", "")
+        "What was found" in page and page.count("data:image/png") == 14 and "://" not in page.replace("data:image", "")
     )
 
 
