@@ -140,7 +140,7 @@ def _short_scale(answers: dict[str, torch.Tensor], probe: dict[str, nn.Module]) 
 # %% ../../nbs/clarid/06_select.ipynb #d346eda9
 class Retention(NamedTuple):
     "Retention in every setting, and what a bootstrap makes of it."
-    table: pd.DataFrame             # of `retention_table`
+    table: pd.DataFrame             # a row per setting: `Sweep.settings`, each number with its `_se`
     draws: dict[str, torch.Tensor]  # column of the table: its bootstrap draws, `r s`
 
 
