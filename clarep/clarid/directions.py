@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['latent_traversal', 'traversal_figure', 'energy_map', 'energy_inside', 'energy_figure', 'subspace_overlap',
-           'overlap_summary', 'overlap_figure', 'feature_figure', 'medoids', 'nearest', 'representatives',
+           'overlap_summary', 'overlap_figure', 'feature_figure', 'medoids', 'representatives',
            'representatives_figure']
 
 # %% ../../nbs/clarid/05_directions.ipynb #161f63c9
@@ -174,15 +174,6 @@ def medoids(
         places.append(own[torch.cdist(features[own], features[own]).mean(1).argsort()[:n]])
     return torch.stack(places)
 
-
-def nearest(
-    images: torch.Tensor, # in [-1, 1], `n c h w`
-    pool: torch.Tensor,   # the same, `p c h w`
-    n: int = 1,
-) -> torch.Tensor:        # places in the pool, `n_images n`, nearest first
-    "The nearest images of a pool, by Euclidean distance of pixels."
-    return torch.cdist(images.flatten(1), pool.flatten(1)).topk(n, largest=False).indices
-
 # %% ../../nbs/clarid/05_directions.ipynb #9f2d45d5
 def representatives(
     teacher: Teacher,
@@ -200,7 +191,8 @@ def representatives(
     c = teacher.condition(labels)
     x = invert(teacher, teacher.encode(source), c, h.t_e, h.steps)
     guided = teacher.decode(decode(teacher, x, c, h.t_e, h.steps, h.guidance_scale)).float().cpu()
-    near = nearest(samples, to_unit(train.images), n_nearest)
+    distance = torch.cdist(samples.flatten(1), to_unit(train.images).flatten(1))
+    near = distance.topk(n_nearest, largest=False).indices
     panels = {"its image": source, "Canonical Sample": samples, "removed": (guided - samples) / 2}
     panels |= {f"nearest, {i + 1}": to_unit(train.images[near[:, i]]) for i in range(n_nearest)}
     return panels, labels, (train.labels[near] == labels[:, None]).float().mean().item()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASUREMENTS', 'FEW', 'Latents', 'mask_correlation', 'change_inside', 'clusters', 'within_between', 'retention_rows',
-           'rescaled', 'own_scene_rows', 'class_rows', 'mask_rows', 'feature_rows', 'decode_latents', 'few_latents',
-           'retrained_rows', 'measure_set', 'measure', 'right_answers', 'headline', 'frontier_figure', 'samples_figure',
-           'guided_accuracy', 'own_scene_share', 'training_accuracy', 'teacher_figure', 'choice_regret']
+           'rescaled', 'own_scene_rows', 'class_rows', 'mask_rows', 'feature_rows', 'few_samples', 'retrained_rows',
+           'measure_set', 'measure', 'right_answers', 'headline', 'frontier_figure', 'samples_figure',
+           'guided_accuracy', 'training_accuracy', 'teacher_figure', 'choice_regret']
 
 # %% ../../nbs/evaluate/representation.ipynb #8ee90fb0
 from dataclasses import replace
@@ -114,7 +114,7 @@ def rescaled(
         print(f"{condition}, probe {n}, is left out: {e}")
         return []
 
-
+# %% ../../nbs/evaluate/representation.ipynb #7bf87394
 def own_scene_rows(
     probes: list[dict[str, nn.Module]],
     samples: Latents,
@@ -148,19 +148,18 @@ def class_rows(
 
 # %% ../../nbs/evaluate/representation.ipynb #d5051ce4
 def mask_rows(
-    samples: Latents, # decoded under the null condition
+    ctx: MethodContext,
+    samples: Latents,   # decoded under the null condition
     mask: torch.Tensor, # `n h w`, in [0, 1]
-    seed: int,
-    methods: dict[str, Method] = METHODS,
 ) -> list[tuple]:
     "How well the mask is read, and where each projection changed the samples."
     rows = []
     for (name, k), x in samples.items():
         values = {"mask_correlation": float(mask_correlation(x, mask).mean())}
-        if k and methods[name].start is None:
+        if k and ctx.methods[name].start is None:
             inside, area = change_inside(samples["guidance_only", 0], x, mask)
             values |= {"change_inside": inside, "mask_area": area}
-        rows += [(name, k, "null", seed, metric, "all", value) for metric, value in values.items()]
+        rows += [(name, k, "null", ctx.seed, metric, "all", value) for metric, value in values.items()]
     return rows
 
 
@@ -169,12 +168,11 @@ def feature_rows(
     latents: Latents,
     images: Images,
     n_seeds: int, # of k-means
-    methods: dict[str, Method] = METHODS,
 ) -> list[tuple]:
     "Clusters, linear probes and distances of the Canonical Features."
     rows, y, h = [], images.labels, ctx.h
     for (name, k), z in latents.items():
-        if name in methods and methods[name].time != 1:
+        if name in ctx.methods and ctx.methods[name].time != 1:
             continue
         features, _ = canonical_features(ctx.teacher, z, h.t_e, h.steps, h.feature_layer or h.layer, h.t_f)
         values = [(n, m, v) for n in range(n_seeds) for m, v in clusters(features, y, ctx.seed + n).items()]
@@ -185,15 +183,10 @@ def feature_rows(
     return rows
 
 # %% ../../nbs/evaluate/representation.ipynb #1c111c1c
-def decode_latents(ctx: MethodContext, latents: Latents, guidance: float, methods: dict[str, Method]) -> Latents:
-    "Samples of latents, under the null condition for guidance 0."
-    return decode_all(ctx.teacher, latents, ctx.c, ctx.h.t_e, ctx.h.steps, guidance, methods)
-
-
-def few_latents(ctx: MethodContext, methods: dict[str, Method]) -> Latents:
-    "Latents after the few methods at the CLAReps' own number of directions."
-    few = {name: method for name, method in methods.items() if name in FEW}
-    return remove_all(replace(ctx, k=ctx.h.k), [ctx.h.k], ctx.h.k, few)
+def few_samples(ctx: MethodContext) -> Latents:
+    "Samples under the null condition after the few methods, at the CLAReps' own number of directions."
+    few = replace(ctx, k=ctx.h.k, methods={name: m for name, m in ctx.methods.items() if name in FEW})
+    return decode_all(few, remove_all(few, [few.k]), 0.0)
 
 
 def retrained_rows(
@@ -203,11 +196,9 @@ def retrained_rows(
     samples: Latents,   # to read, under the null condition
     test: Images,       # their sources
     epochs: int,
-    methods: dict[str, Method] = METHODS,
 ) -> list[tuple]:
     "What probes read that were trained on samples of each method."
-    own = decode_latents(ctx, few_latents(ctx, methods), 0.0, methods)
-    truth, sources = known_labels(test), known_labels(images)
+    own, truth, sources = few_samples(ctx), known_labels(test), known_labels(images)
     def train(x, probe, what, n):
         data = Images(to_bytes(x), sources[what], images.class_names)
         return train_probe(data, sources[what], epochs, n, ctx.teacher.device, f"{what} on samples", probe[what], 32)
@@ -218,7 +209,6 @@ def retrained_rows(
         rows += rescaled(accuracies, probe, "retrained", n)
     return rows
 
-
 # %% ../../nbs/evaluate/representation.ipynb #5e57286e
 def measure_set(
     ctx: MethodContext, # of the whole set
@@ -227,24 +217,22 @@ def measure_set(
     num_directions: list[int], # beside the CLAReps' own
     to_train: tuple[MethodContext, Images], # images whose samples probes are trained on
     retrain_epochs: int,
-    methods: dict[str, Method] = METHODS,
 ) -> tuple[list[tuple], Latents]: # rows as `MEASUREMENTS` from `method` on; samples under the null condition
     "Every measurement of every method on one set of images."
     k, h = ctx.h.k, ctx.h
-    latents = remove_all(ctx, sorted({*num_directions, k}), k, methods)
+    latents = remove_all(ctx, sorted({*num_directions, k}))
     at_k = {key: z for key, z in latents.items() if key[1] in (0, k)}
-    null, guided = decode_latents(ctx, latents, 0.0, methods), decode_latents(ctx, at_k, h.guidance_scale, methods)
+    null, guided = decode_all(ctx, latents, 0.0), decode_all(ctx, at_k, h.guidance_scale)
     x = invert_images(ctx.teacher, images, h.t_e, h.steps, under="class")
-    under_class = decode_latents(ctx, few_latents(replace(ctx, x=x), methods), 0.0, methods)
     rows = [*retention_rows(probes, null, images, "null"), *class_rows(probes, null, images, "null", k, ctx.seed),
-            *retention_rows(probes, under_class, images, "class_inversion"),
+            *retention_rows(probes, few_samples(replace(ctx, x=x)), images, "class_inversion"),
             *retention_rows(probes, guided, images, "guided"),
             *own_scene_rows(probes, null, images, "null"), *own_scene_rows(probes, guided, images, "guided"),
             *class_rows(probes, guided, images, "guided", k, ctx.seed),
-            *retrained_rows(*to_train, probes, null, images, retrain_epochs, methods)]
+            *retrained_rows(*to_train, probes, null, images, retrain_epochs)]
     if images.mask is not None:
-        rows += mask_rows(null, images.mask.float() / 255, ctx.seed, methods)
-    return rows + feature_rows(ctx, at_k, images, len(probes), methods), null
+        rows += mask_rows(ctx, null, images.mask.float() / 255)
+    return rows + feature_rows(ctx, at_k, images, len(probes)), null
 
 # %% ../../nbs/evaluate/representation.ipynb #aa0ffdd7
 def measure(
@@ -268,11 +256,11 @@ def measure(
     def context(images, first):
         x = invert_images(teacher, images, h.t_e, h.steps, under=h.invert_under)
         fill = fill_latents(teacher, images, h, first)
-        return MethodContext(teacher, x, images.labels, h, k, n_protected, others, first, fill)
+        return MethodContext(teacher, x, images.labels, h, k, n_protected, others, first, fill, methods)
     for name, images in test.items():
         training = context(to_train[name], seed + 10**6), to_train[name] # other random directions than the test's
         part, samples[name] = measure_set(context(images, seed), images, probes[name], num_directions, training,
-                                          retrain_epochs, methods)
+                                          retrain_epochs)
         rows += [(name, *row) for row in part]
     return pd.DataFrame(rows, columns=MEASUREMENTS), samples
 
@@ -354,29 +342,16 @@ def samples_figure(
 # %% ../../nbs/evaluate/representation.ipynb #9f08c444
 def guided_accuracy(
     teacher: Teacher,
-    probe: nn.Module,             # of the class
+    probe: nn.Module,             # of the class; of the background, where class i usually has background i
     guidance_scales: list[float],
     n: int,                       # samples from noise; classes take turns
     seed: int = 0,
     steps: int = 25,
 ) -> dict[float, dict[str, float]]: # guidance scale: `all` and per class
-    "Share of guided samples whose class a probe recognises."
+    "Share of guided samples in which a probe names their class, or its scene (the teacher's own tie)."
     labels = torch.arange(n) % len(teacher.class_names)
     right = {g: predict(probe, sample(teacher, labels, g, steps, seed)) == labels for g in guidance_scales}
     return {g: accuracy_by_class(r, labels, teacher.class_names) for g, r in right.items()}
-
-
-def own_scene_share(
-    teacher: Teacher,
-    probe: nn.Module, # of the background; class i usually has background i
-    guidance: float,
-    n: int,           # samples from noise; classes take turns
-    seed: int = 0,
-    steps: int = 25,
-) -> float:
-    "Share of guided samples in which a probe names the scene that belongs to their class: the teacher's own tie."
-    labels = torch.arange(n) % len(teacher.class_names)
-    return (predict(probe, sample(teacher, labels, guidance, steps, seed)) == labels).double().mean().item()
 
 
 def training_accuracy(

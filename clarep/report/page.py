@@ -29,7 +29,7 @@ from ..params import Params
 from .comparison import (
     BETTER_LOW, OUTCOMES, arms_table, comparisons, cost_tables, differences_table, epochs_figure, forest_figure,
     headlines, markdown_table, multiplicity_note, name_of, outcome, plus_minus, student_figures, tests_of)
-from .population import fieller, retention_draws
+from .population import ceiling_shares, retention_draws, share_table
 
 # %% ../../nbs/report/02_page.ipynb #750750ac
 def representation_rows(
@@ -247,23 +247,13 @@ def gaps(
 def ceiling_table(
     table: pd.DataFrame, # of `long_table`
     baseline: str,
-    ceiling: str = "ceiling",
-) -> str:                # "" without that arm
+) -> str:                # "" without an arm that is a ceiling
     "The gain of every arm as a share of the ceiling's, on the headline tests that `ceiling` is better at."
-    part = table[(table.stage == "evaluate") & (table["class"] == "all")]
-    values = part.pivot(index=["arm", "metric"], columns="seed", values="value")
-    arms = [a for a in dict.fromkeys(part.arm) if a not in (baseline, ceiling)]
-    if ceiling not in set(part.arm) or not arms:
-        return ""
-    gain = {a: values.loc[a] - values.loc[baseline] for a in [*arms, ceiling]}
-    tests = [m for m in headlines(tests_of(table)) if outcome(m, *interval(gain[ceiling].loc[m])) == "better"]
-    def cell(arm, metric):
-        share = fieller(gain[arm].loc[metric].to_numpy(), gain[ceiling].loc[metric].to_numpy())
-        return "{:.0%} ({:.0%} to {:.0%})".format(*share) if share else "not bounded"
-    if not tests:
-        return "The ceiling gains on no headline test, so no share of its gain is given."
-    return markdown_table(["share of the ceiling's gain", *map(name_of, tests)],
-                          [[f"`{a}`", *(cell(a, m) for m in tests)] for a in arms])
+    students = table[table.stage == "evaluate"]
+    shares = ceiling_shares(students.assign(teacher=students.seed), baseline) # over seeds instead of teachers
+    if not len(gains := shares.dropna()):
+        return "The ceiling gains on no headline test, so no share of its gain is given." if len(shares) else ""
+    return share_table(gains, "share of the ceiling's gain", "{:.0%} ({:.0%} to {:.0%})")
 
 # %% ../../nbs/report/02_page.ipynb #9017e1bc
 def experiment_title(data) -> str: # data: the section of the settings
