@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNET', 'TINY', 'PREFIX', 'tiny_unet', 'tiny_edm', 'tiny_dit', 'tiny_text', 'tiny_flow', 'fit_space', 'fit_network',
-           'make_tiny_model', 'use_checkpoint', 'untrained_checkpoint', 'describe_any']
+           'make_tiny_model', 'use_checkpoint', 'untrained_checkpoint']
 
 # %% ../../nbs/diffusion/06_tiny_models.ipynb #f4e441da
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffusers import (
 from torch import nn
 
 from .models import Teacher
-from .teacher import CheckpointInfo, describe, load_teacher, point_to, save_teacher
+from .teacher import load_teacher, point_to, save_teacher
 from ..files import load_json, save_json
 from ..images import Images, to_unit
 
@@ -200,9 +199,3 @@ def untrained_checkpoint(
         raise ValueError("`data.size`: a tiny model is made for the data, so it needs their size, such as 16")
     TINY[kind](Path(folder), class_names, size)
     return Path(folder)
-
-
-def describe_any(checkpoint: str, size: int | None) -> CheckpointInfo:
-    "What the configuration of a checkpoint or tiny model says, see `describe` and `untrained_checkpoint`."
-    with tempfile.TemporaryDirectory() as d:
-        return describe(untrained_checkpoint(checkpoint, d, ["a", "b"], size))
