@@ -625,6 +625,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'clarep/diffusion/teacher.py'),
                                           'clarep.diffusion.teacher._prompt_embeddings': ( 'diffusion/teacher.html#_prompt_embeddings',
                                                                                            'clarep/diffusion/teacher.py'),
+                                          'clarep.diffusion.teacher._run_once': ( 'diffusion/teacher.html#_run_once',
+                                                                                  'clarep/diffusion/teacher.py'),
                                           'clarep.diffusion.teacher._scheduler': ( 'diffusion/teacher.html#_scheduler',
                                                                                    'clarep/diffusion/teacher.py'),
                                           'clarep.diffusion.teacher._space': ( 'diffusion/teacher.html#_space',

@@ -142,8 +142,8 @@ def schedule_of(
 ) -> Schedule:
     "The noise schedule behind a scheduler; raises `DataError` for an unknown family or a setting that is not read."
     if (name := type(scheduler).__name__) not in FAMILIES:
-        raise DataError(f"the scheduler {name} belongs to no family that clarep reads: {', '.join(FAMILIES)}; write "
-                        "one of them to scheduler/ if the network was trained with its noise")
+        raise DataError(f"the scheduler {name} belongs to no family that clarep reads (KarrasDiffusionSchedulers of "
+                        "diffusers, EDM, FlowMatch); write one of these if the network was trained with its noise")
     for key, value in _FIXED.items():
         if scheduler.config.get(key, value) != value:
             raise DataError(f"the scheduler's {key} is {scheduler.config[key]!r}, which clarep does not follow; "

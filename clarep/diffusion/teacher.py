@@ -419,14 +419,19 @@ def meta_teacher(
         size = teacher.net.config.sample_size
         if not isinstance(size, int) and (size is None or len({*size}) != 1):
             raise DataError(f"{path}: `sample_size` is {size}; clarep needs the side of a square, such as 32")
-        noise = torch.zeros(1, *teacher.latent_shape, device="meta")
-        teacher.decode(teacher.eps(noise, 0, teacher.null(1)))
+        _run_once(teacher)
     except DataError:
         raise
     except Exception as e:
         raise DataError(f"{path}: diffusers cannot run this {config['_class_name']} with the other parts of the "
                         f"checkpoint ({e}); correct it") from e
     return teacher
+
+
+def _run_once(teacher: Teacher) -> None:
+    noise = torch.zeros(1, *teacher.latent_shape, device="meta")
+    teacher.decode(teacher.eps(noise, 0, teacher.null(1)))
+    teacher.schedule.path(1)
 
 
 def _on_meta(folder: Path, architecture: Architecture, config: dict, scheduler: SchedulerMixin, n: int) -> Teacher:

@@ -79,7 +79,8 @@ def tiny_text(folder: Path, class_names: list[str], size: int) -> None:
     net = UNet2DConditionModel(
         sample_size=size // 2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=32, **UNET)
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
     StableDiffusionPipeline(
         _vae(), encoder, tokenizer, net, scheduler, None, None, requires_safety_checker=False).save_pretrained(folder)
 
