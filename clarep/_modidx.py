@@ -589,6 +589,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'clarep/diffusion/schedule.py'),
                                            'clarep.diffusion.schedule.Solver.__post_init__': ( 'diffusion/schedule.html#solver.__post_init__',
                                                                                                'clarep/diffusion/schedule.py'),
+                                           'clarep.diffusion.schedule.family_of': ( 'diffusion/schedule.html#family_of',
+                                                                                    'clarep/diffusion/schedule.py'),
                                            'clarep.diffusion.schedule.schedule_of': ( 'diffusion/schedule.html#schedule_of',
                                                                                       'clarep/diffusion/schedule.py')},
             'clarep.diffusion.teacher': { 'clarep.diffusion.teacher.Architecture': ( 'diffusion/teacher.html#architecture',

@@ -27,7 +27,7 @@ from torch import nn
 
 from .models import (
     OUTPUTS, DiTTeacher, FlowTeacher, PixelUnshuffle, Pixels, Teacher, TextTeacher, VAESpace, pixel_space)
-from .schedule import EDMSchedule, FlowSchedule, Schedule, Solver, schedule_of
+from .schedule import EDMSchedule, FlowSchedule, Schedule, Solver, family_of, schedule_of
 from ..files import DataError, atomic_write, fingerprint, load_json, save_json
 
 # %% ../../nbs/diffusion/03_teacher.ipynb #462b2e12
@@ -385,14 +385,11 @@ def _damaged(folder: Path, why: str | Exception) -> str:
 def _scheduler(folder: Path, own: bool) -> SchedulerMixin:
     path = folder / "scheduler_config.json"
     name = load_json(path, made_by="`save_pretrained` of the pipeline").get("_class_name", "")
-    scheduler_class = getattr(diffusers, name, None)
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        raise DataError(f"{path}: {name!r} is no scheduler of diffusers {diffusers.__version__}, or it needs a library "
-                        "that is not installed")
+    family_of(name) # raises for one that is not read
     try:
-        scheduler = scheduler_class.from_pretrained(folder, local_files_only=True)
-    except (ArithmeticError, NotImplementedError, TypeError, ValueError, RuntimeError) as e:
-        raise DataError(f"{path}: diffusers cannot build a {name} of it ({e}); correct it") from e
+        scheduler = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+    except (ArithmeticError, ImportError, TypeError, ValueError, RuntimeError) as e:
+        raise DataError(f"{path}: diffusers cannot build a {name} ({' '.join(str(e).split())}); correct it") from e
     if own and isinstance(scheduler, DDIMScheduler):
         scheduler.register_to_config(_clarep=True)
     return scheduler
