@@ -118,7 +118,8 @@ class Network:
     def latent_shape(self) -> tuple[int, int, int]:
         "`c h w` of a latent."
         size = self.net.config.sample_size
-        return (self.net.config.in_channels, size, size)
+        height, width = (size, size) if isinstance(size, int) else size
+        return (self.net.config.in_channels, height, width)
 
     def predict(self, x: torch.Tensor, t: int, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Predicted clean data and noise of latents `b c h w` at timestep `t` under condition `c`, at least float32."
@@ -145,7 +146,8 @@ class Network:
 
     def _out(self, x, t, c):
         times = torch.full((len(x),), self.schedule.model_timestep(t), device=x.device)
-        return self._run(self.schedule.scale_model_input(x, t).to(self.dtype), times, c)
+        output = self._run(self.schedule.scale_model_input(x, t).to(self.dtype), times, c)
+        return output[:, :x.shape[1]]  # behind it: a learned variance
 
     def _run(self, x, times, c):
         return self.net(x, times, class_labels=c).sample
@@ -167,7 +169,7 @@ class Teacher(Network):
         class_names: list[str],
         space: Pixels | PixelUnshuffle | VAESpace | None = None, # pixels by default
         solver: Solver = Solver(),              # of inversion and decoding, by default
-        class_ids: list[int] | None = None,     # of the network's table, one per class; by default all, in its order
+        class_ids: list[int] | None = None,     # rows of the network's table, one per class, and null if not the last
     ):
         super().__init__(net, scheduler)
         self.class_names, self.space, self.solver = list(class_names), space or Pixels(), solver
@@ -175,14 +177,15 @@ class Teacher(Network):
 
     def _table(self, class_ids: list[int] | None) -> torch.Tensor:
         n, size = len(self.class_names), self.table_size(self.net.config)
-        ids = list(range(size)) if class_ids is None else class_ids
+        ids = list(range(size)) if class_ids is None else list(class_ids)
+        *ids, null = ids if class_ids and len(ids) == n + 1 else [*ids, size]
         if len(ids) != n:
             names = ", ".join(self.class_names[:5]) + (", ..." if n > 5 else "")
-            raise DataError(f"{n} classes ({names}), but " + (f"{len(ids)} class ids" if class_ids else
+            raise DataError(f"{n} classes ({names}), but " + (f"{len(class_ids)} class ids" if class_ids else
                             f"the network has a table of {size}; `class_ids` says which of it they are"))
-        if unknown := [i for i in ids if not 0 <= i < size]:
-            raise DataError(f"class id {unknown[0]} is not in the network's table of {size} classes")
-        return torch.tensor([*ids, size], device=self.net.device)
+        if unknown := [i for i in [*ids, null] if not 0 <= i <= size or (i == null and i in ids)]:
+            raise DataError(f"class id {unknown[0]} is not in the network's table of {size} classes and null ({null})")
+        return torch.tensor([*ids, null], device=self.net.device)
 
     @staticmethod
     def table_size(config) -> int:
@@ -238,7 +241,7 @@ class DiTTeacher(Teacher):
         return config.num_embeds_ada_norm
 
     def _run(self, x, times, c):
-        return self.net(x, timestep=times, class_labels=self.table[c]).sample[:, :x.shape[1]]
+        return self.net(x, timestep=times, class_labels=self.table[c]).sample
 
 # %% ../../nbs/diffusion/02_models.ipynb #5bb3c6e8
 class TextTeacher(Teacher):

@@ -7,6 +7,7 @@ __all__ = ['ddim_step', 'time_grid', 'dpm_solver_2m', 'guided', 'decode', 'evalu
            'RoundTrip', 'round_trip', 'sample']
 
 # %% ../../nbs/diffusion/04_ode.ipynb #a1bf5949
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -76,7 +77,7 @@ def guided(
         return x0, eps
     alpha, sigma = teacher.alpha_sigma(t)
     x0 = x0.clamp(-limit, limit)
-    return x0, (x - alpha * x0) / sigma
+    return x0, (x - alpha * x0) / sigma if teacher.schedule.own else eps
 
 
 @torch.no_grad()
@@ -91,8 +92,16 @@ def decode(
     solver: Solver | None = None, # by default the teacher's
 ) -> torch.Tensor:   # latents of clean images (or at `until`), `b c h w`
     "Deterministic decoding `F_dec` from `t_e` to data; costs `evaluations(steps, guidance_scale)` per sample."
-    solver, grid, history, x = solver or teacher.solver, time_grid(t_e, steps, until), [], at_least_float32(x)
-    for t, s in zip(grid[:0:-1], grid[-2::-1]):
+    return _follow(teacher, x, c, _pairs(time_grid(t_e, steps, until)), guidance_scale, solver or teacher.solver)
+
+
+def _pairs(grid: list[int]) -> list[tuple[int, int]]:
+    return [*zip(grid[:0:-1], grid[-2::-1])]
+
+
+def _follow(teacher: Teacher, x, c, path: list[tuple[int, int]], guidance_scale: float, solver: Solver):
+    history, x = [], at_least_float32(x)
+    for t, s in path:
         x0, eps = guided(teacher, x, t, c, guidance_scale)
         if solver.order == 2:
             alpha, sigma = teacher.alpha_sigma(t)
@@ -168,11 +177,14 @@ def sample(
     batch_size: int = 100, # at most, see `Teacher.max_batch_size`
 ) -> torch.Tensor:         # images in [-1, 1], float32 on the CPU, `n c h w`
     "Draw one image per label from noise."
-    generator, t_e = torch.Generator().manual_seed(seed), len(teacher.schedule) - 1
-    noise = teacher.schedule.noise_scale * torch.randn(len(labels), *teacher.latent_shape, generator=generator)
+    schedule, sampler, generator = teacher.schedule, copy(teacher), torch.Generator().manual_seed(seed)
+    sampler.schedule, path = (
+        (schedule, _pairs(time_grid(len(schedule) - 1, steps))) if schedule.own else schedule.path(steps))
+    noise = schedule.noise_scale * torch.randn(len(labels), *teacher.latent_shape, generator=generator)
     images, batch_size = [], teacher.max_batch_size(batch_size)
     for i in tqdm(range(0, len(labels), batch_size), desc="sampling", unit="batch"):
         x = noise[i:i + batch_size].to(teacher.device, teacher.dtype)
         c = teacher.condition(labels[i:i + batch_size])
-        images.append(teacher.decode(decode(teacher, x, c, t_e, steps, guidance_scale)).float().cpu())
+        x = _follow(sampler, x, c, path, guidance_scale, teacher.solver)
+        images.append(teacher.decode(x).float().cpu())
     return torch.cat(images)

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNET', 'TINY', 'PREFIX', 'tiny_unet', 'tiny_edm', 'tiny_dit', 'tiny_text', 'tiny_flow', 'fit_space', 'fit_network',
-           'make_tiny_model', 'use_checkpoint', 'untrained_checkpoint', 'describe_any']
+           'make_tiny_model', 'use_checkpoint', 'untrained_checkpoint']
 
 # %% ../../nbs/diffusion/06_tiny_models.ipynb #f4e441da
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffusers import (
 from torch import nn
 
 from .models import Teacher
-from .teacher import CheckpointInfo, describe, load_teacher, point_to, save_teacher
+from .teacher import load_teacher, point_to, save_teacher
 from ..files import load_json, save_json
 from ..images import Images, to_unit
 
@@ -80,7 +79,8 @@ def tiny_text(folder: Path, class_names: list[str], size: int) -> None:
     net = UNet2DConditionModel(
         sample_size=size // 2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=32, **UNET)
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
     StableDiffusionPipeline(
         _vae(), encoder, tokenizer, net, scheduler, None, None, requires_safety_checker=False).save_pretrained(folder)
 
@@ -200,9 +200,3 @@ def untrained_checkpoint(
         raise ValueError("`data.size`: a tiny model is made for the data, so it needs their size, such as 16")
     TINY[kind](Path(folder), class_names, size)
     return Path(folder)
-
-
-def describe_any(checkpoint: str, size: int | None) -> CheckpointInfo:
-    "What the configuration of a checkpoint or tiny model says, see `describe` and `untrained_checkpoint`."
-    with tempfile.TemporaryDirectory() as d:
-        return describe(untrained_checkpoint(checkpoint, d, ["a", "b"], size))

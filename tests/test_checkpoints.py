@@ -1,0 +1,236 @@
+"""Other people's checkpoints: opened as diffusers' own pipeline opens them, or refused with a sentence that helps."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+import transformers
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
+from safetensors.torch import load_file, save_file
+
+from clarep.diffusion.ode import sample
+from clarep.diffusion.teacher import describe, load_teacher
+from clarep.diffusion.tiny_models import TINY, UNET
+from clarep.files import DataError
+
+diffusers.utils.logging.set_verbosity_error(), transformers.logging.set_verbosity_error()
+NAMES = list("abc")
+
+
+def unet(folder: Path, rows: int = 4, scheduler=None, **options) -> UNet2DModel:
+    """A class-conditional UNet of 8 pixels, as diffusers saves it."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    net = UNet2DModel(**{"sample_size": 8, "num_class_embeds": rows, **blocks, **UNET, **options})
+    net.save_pretrained(folder / "unet")
+    (scheduler or DDIMScheduler(clip_sample=False)).save_pretrained(folder / "scheduler")
+    return net
+
+
+def make(folder: Path, kind: str, **options) -> None:
+    unet(folder, **options) if kind == "unet" else TINY[kind](folder, NAMES, 16)
+
+
+def edit(file: str, **values) -> Callable[[Path], None]:
+    """Change keys of a JSON file; a key that is to be ... is removed."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / file).read_text()) | values
+        (folder / file).write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+    return change
+
+
+def weights(file: str, change: Callable[[dict], dict]) -> Callable[[Path], None]:
+    return lambda folder: save_file(change(load_file(folder / file)), folder / file, metadata={"format": "pt"})
+
+
+def without_first(tensors: dict) -> dict:
+    return dict(sorted(tensors.items())[1:])
+
+
+def rename(variant: str, file: str = "unet/diffusion_pytorch_model.safetensors") -> Callable[[Path], None]:
+    return lambda folder: (folder / file).rename(folder / file.replace(".safetensors", f".{variant}.safetensors"))
+
+
+def shards(folder: Path) -> None:
+    net = UNet2DModel.from_pretrained(folder / "unet")
+    shutil.rmtree(folder / "unet")
+    net.save_pretrained(folder / "unet", max_shard_size="20KB", variant="fp16")
+
+
+def wrong_beside(folder: Path) -> None:
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    save_file({k: 0 * v.half() for k, v in load_file(file).items()}, file.with_suffix(".fp16.safetensors"))
+
+
+def vqvae(folder: Path) -> None:
+    VQModel(block_out_channels=(8,), latent_channels=3, norm_num_groups=8).save_pretrained(folder / "vqvae")
+
+
+def tiny_autoencoder(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+    blocks = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    AutoencoderTiny(**blocks, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).save_pretrained(folder / "vae")
+
+
+def pickled_checker(folder: Path) -> None:
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker/config.json").write_text('{"auto_map": {}}')
+    (folder / "safety_checker/pytorch_model.bin").write_bytes(b"")
+    edit("model_index.json", safety_checker=["their_code", "Checker"], feature_extractor=["their_code", "X"])(folder)
+
+
+UNET_CONFIG, VAE_CONFIG, INDEX = "unet/config.json", "vae/config.json", "model_index.json"
+SCHEDULER, NET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
+VAE, ENCODER = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+REFUSED = {  # what is done to which kind of checkpoint: what the message names
+    "missing weight": ("unet", weights(NET, without_first), "lack 1 of UNet2DM"),
+    "prefix of DDP": (
+        "unet",
+        weights(NET, lambda t: {f"module.{k}": v for k, v in t.items()}),
+        "it has 'module.",
+    ),
+    "weight of another size": (
+        "unet",
+        weights(
+            "unet/diffusion_pytorch_model.safetensors", lambda t: t | {"class_embedding.weight": torch.zeros(9, 64)}
+        ),
+        "class_embedding.weight",
+    ),
+    "missing in the autoencoder": (
+        "dit",
+        weights(VAE, without_first),
+        "lack 1 of",
+    ),
+    "missing in the text encoder": ("text", weights(ENCODER, without_first), "lack 1 of CLIP"),
+    "autoencoder of another class": ("dit", tiny_autoencoder, "`_class_name` is 'AutoencoderTiny'"),
+    "VQ autoencoder": ("unet", vqvae, "part 'vqvae'"),
+    "grey autoencoder": ("dit", edit(VAE_CONFIG, out_channels=1), "`out_channels` is 1"),
+    "shifted autoencoder": ("dit", edit(VAE_CONFIG, shift_factor=0.1), "`shift_factor` is 0.1"),
+    "no size": ("unet", edit(UNET_CONFIG, sample_size=None), "`sample_size` is None"),
+    "not square": ("unet", edit(UNET_CONFIG, sample_size=[8, 16]), "`sample_size` is [8, 16]"),
+    "size that does not fit": ("unet", edit(UNET_CONFIG, sample_size=9), "cannot run this UNet2DModel"),
+    "fourier time": ("unet", edit(UNET_CONFIG, time_embedding_type="fourier"), "`time_embedding_type` is 'fourier'"),
+    "labels that are no table": ("unet", edit(UNET_CONFIG, class_embed_type="timestep"), "`class_embed_type`"),
+    "three channels more": ("unet", edit(UNET_CONFIG, out_channels=4), "`out_channels` is 4"),
+    "grey": ("unet", edit(UNET_CONFIG, in_channels=1, out_channels=1), "no models for grey images"),
+    "inpainting": ("unet", edit(UNET_CONFIG, in_channels=9), "no models for inpainting"),
+    "labels and text": ("text", edit(UNET_CONFIG, num_class_embeds=11), "`num_class_embeds` is 11"),
+    "Stable Diffusion XL": ("text", edit(UNET_CONFIG, addition_embed_type="text_time"), "`addition_embed_type`"),
+    "latent consistency": ("text", edit(UNET_CONFIG, time_cond_proj_dim=8), "`time_cond_proj_dim` is 8"),
+    "images beside text": ("text", edit(UNET_CONFIG, encoder_hid_dim_type="image_proj"), "`encoder_hid_dim_type`"),
+    "another text encoder": ("text", edit("text_encoder/config.json", hidden_size=64), "with the other parts"),
+    "another pipeline": ("text", edit(INDEX, _class_name="StableDiffusionUpscalePipeline"), "UpscalePipeline is no"),
+    "another transformer": (
+        "dit",
+        edit("transformer/config.json", norm_type="ada_norm_single"),
+        "`norm_type` is 'ada_norm_single'",
+    ),  # fmt: skip
+    "table that starts at 1": ("dit", edit(INDEX, id2label={"1": "a", "2": "b", "3": "c"}), "`id2label` has the id 3"),
+    "zero SNR and epsilon": (
+        "unet",
+        edit(SCHEDULER, rescale_betas_zero_snr=True),
+        "`rescale_betas_zero_snr`",
+    ),  # fmt: skip
+    "unknown betas": ("unet", edit(SCHEDULER, beta_schedule="mine"), "mine is not implemented"),
+    "unknown spacing": ("unet", edit(SCHEDULER, timestep_spacing="log"), "log is not supported"),
+}
+AT_OPENING = {"missing weight", "prefix of DDP", "weight of another size"}  # only the weights themselves show it
+AT_OPENING |= {name for name in REFUSED if name.startswith("missing in")}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name, tmp_path):
+    kind, change, message = REFUSED[name]
+    make(tmp_path, kind)
+    change(tmp_path)
+    for read in (load_teacher,) if name in AT_OPENING else (load_teacher, describe):
+        with pytest.raises(DataError) as error:
+            read(tmp_path, class_names=NAMES) if read is load_teacher and kind != "unet" else read(tmp_path)
+        assert message in str(error.value) and "\n" not in str(error.value).split("(")[0], error.value
+        assert ("download it again" in str(error.value)) == (name == "weight of another size")
+
+
+OPENED = {  # what makes no difference
+    "shards in fp16": ("unet", shards),
+    "bf16 only": ("unet", rename("bf16")),
+    "fp16 beside": ("unet", wrong_beside),
+    "size as a list": ("unet", edit(UNET_CONFIG, sample_size=[8, 8])),
+    "text encoder in fp16": ("text", rename("fp16", ENCODER)),
+    "a checker of their own": ("text", pickled_checker),
+    "clip_sample not named": ("text", edit(SCHEDULER, clip_sample=...)),
+    "clip_sample by mistake": ("text", edit(SCHEDULER, clip_sample=True)),
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_opened_as_it_is(name, tmp_path):
+    kind, change = OPENED[name]
+    torch.manual_seed(0)
+    make(tmp_path, kind)
+    options = {} if kind == "unet" else {"class_names": NAMES}
+    expected = sample(load_teacher(tmp_path, **options), torch.arange(3), 2.0, 2)
+    change(tmp_path)
+    teacher = load_teacher(tmp_path, **options)
+    assert torch.equal(sample(teacher, torch.arange(3), 2.0, 2), expected)
+    assert teacher.image_size == describe(tmp_path).image_size == expected.shape[-1]
+
+
+@pytest.mark.parametrize("kind", ["unet", "text"])
+def test_learned_variance_is_split_off(kind, tmp_path):
+    make(tmp_path, kind)
+    if kind == "unet":
+        net = unet(tmp_path, out_channels=6)
+    else:
+        net = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tmp_path / "unet"), out_channels=8)
+        net.save_pretrained(tmp_path / "unet")
+    teacher = load_teacher(tmp_path, class_names=NAMES if kind == "text" else None)
+    x, c = torch.randn(2, *teacher.latent_shape), torch.tensor([0, 1])
+    condition = teacher._prompts(c) if kind == "text" else {"class_labels": c}
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.eps(x, 500, c), net(x, 500, **condition).sample[:, : x.shape[1]])
+
+
+def test_null_row_of_a_class_table(tmp_path, capsys):
+    net = unet(tmp_path)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for ids, null in (([0, 1, 2], 3), ([1, 2, 3, 0], 0)):
+            teacher = load_teacher(tmp_path, class_names=NAMES, class_ids=ids)
+            torch.testing.assert_close(teacher.eps(x, 9, teacher.null(2)), net(x, 9, torch.full((2,), null)).sample)
+    assert "row 0 is the null condition" in capsys.readouterr().out
+    with pytest.raises(DataError, match="none is left for the null condition"):
+        load_teacher(tmp_path, class_names=list("abcd"))
+
+
+def test_ids_of_a_table_are_kept(tmp_path):
+    make(tmp_path, "dit")
+    edit(INDEX, id2label={"1": "a", "2": "b, bee"})(tmp_path)
+    teacher = load_teacher(tmp_path)
+    assert teacher.class_names == ["a", "b"] and teacher.table.tolist() == [1, 2, 3]
+    assert load_teacher(tmp_path, class_names=["bee"]).table.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["text", "flow"])
+def test_images_of_prompts_are_those_of_the_pipeline(kind, tmp_path):
+    make(tmp_path, kind)
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if kind == "flow" else {}
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    generator, prompts = torch.Generator().manual_seed(3), [f"a photo of a {name}" for name in NAMES]
+    theirs = pipe(prompts, guidance_scale=3.0, num_inference_steps=5, generator=generator, output_type="pt").images
+    ours = sample(load_teacher(tmp_path, class_names=NAMES), torch.arange(3), 3.0, 5, seed=3)
+    torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=1e-4, rtol=0)
+
+
+def test_size_of_the_first_stable_diffusion(tmp_path):
+    """Its configuration says 32; the pipeline makes 64 of it."""
+    make(tmp_path, "text")
+    edit(UNET_CONFIG, _diffusers_version="0.8.0")(tmp_path)
+    assert describe(tmp_path).latent_shape == (4, 64, 64)
+    assert load_teacher(tmp_path, class_names=NAMES).latent_shape == (4, 64, 64)
