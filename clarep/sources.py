@@ -186,7 +186,7 @@ def class_folders(
         for split, own in splits.items():
             if own and not own.keys() & classes.keys():
                 if len(own) > 1:
-                    raise DataError(f"`data.path`: class folders of {split} ({', '.join([*own][:5])}) are none of train's "
+                    raise DataError(f"`data.path`: the classes of {split} ({', '.join([*own][:5])}) are none of train's "
                                     f"({', '.join([*classes][:5])}); give a class the same name in both")
                 splits[split] = {}  # test/images/1.jpg
         return splits
@@ -243,7 +243,7 @@ def files_below(
                 yield entry.path, reason or REPEATED
             elif not repeated:
                 folders.append((entry.path, reason))
-            if not reason:
+            if not (reason or repeated):
                 entered.add(path)
 
 
