@@ -186,7 +186,7 @@ def class_folders(
         for split, own in splits.items():
             if own and not own.keys() & classes.keys():
                 if len(own) > 1:
-                    raise DataError(f"`data.path`: the classes of {split} ({', '.join([*own][:5])}) are none of train's "
+                    raise DataError(f"`data.path`: classes of {split} ({', '.join([*own][:5])}) are none of train's "
                                     f"({', '.join([*classes][:5])}); give a class the same name in both")
                 splits[split] = {}  # test/images/1.jpg
         return splits
@@ -286,11 +286,9 @@ def list_files(
     entered = {real_path for path, real_path in real.items() if not path.is_symlink()}
     files = {split: {name: [] for name in in_order(set().union(*splits.values()))} for split in splits}
     for split, name, path in ((s, name, path) for s, classes in splits.items() for name, path in classes.items()):
-        if path.is_symlink() and real[path] in entered:
-            tally.add(split, REPEATED, path)
-            continue
+        repeated = path.is_symlink() and real[path] in entered
         entered.add(real[path])
-        for file, reason in files_below(path, entered):
+        for file, reason in [(path, REPEATED)] if repeated else files_below(path, entered):
             if reason:
                 tally.add(split, reason, file)
             else:

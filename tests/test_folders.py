@@ -582,7 +582,8 @@ def test_many_random_trees(tmp_path, capsys):
 
 FORMATS = """AVIF RGB | BLP P | BMP RGB L P 1 | DDS RGB RGBA L | DIB RGB | GIF P L | ICNS RGBA | ICO RGBA |
 IM RGB L I F | JPEG RGB L CMYK | JPEG2000 RGB L | MPO RGB | MSP 1 | PCX RGB P 1 | PNG RGB RGBA LA P I;16 1 |
-PPM RGB L 1 F | QOI RGB RGBA | SGI RGB L | SPIDER F | TGA RGB RGBA P | TIFF RGB CMYK LA I F I;16 P 1 LAB | WEBP RGB RGBA | XBM 1"""
+PPM RGB L 1 F | QOI RGB RGBA | SGI RGB L | SPIDER F | TGA RGB RGBA P | TIFF RGB CMYK LA I F I;16 P 1 LAB |
+WEBP RGB RGBA | XBM 1"""
 FORMATS = {words.split()[0]: words.split()[1:] for words in FORMATS.split("|")}  # and the modes of each
 
 
