@@ -5,6 +5,8 @@ PRESET ?= default
 JOBS ?= 1
 # Of `make teachers`, beside that of the workspace: numbers from 1 on
 TEACHERS ?= 1 2
+# Of `make ladder`
+GAINS ?= 0.35 0.5 0.7 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
 OPTIONS ?=
 BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
@@ -18,7 +20,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test fuzz lab check docs readme preset cost bench rho teachers recipes findings export clean active-env
+.PHONY: repro test fuzz lab check docs readme preset cost bench rho ladder stability teachers recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -61,6 +63,13 @@ rho: $(ENV)                ## the pipeline at five strengths of the tie between 
 	dvc exp run --run-all -j $(JOBS)
 	python -m clarep.report.dependence rho-0.75 rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-1000 train-4000
 
+# Lighter with `make preset PRESET=ladder` first; two at a time on two cores: make ladder JOBS=2 OMP_NUM_THREADS=1
+ladder: $(ENV)             ## when does CLARID work: selectivity at five gains of the background
+	for gain in $(GAINS); do dvc exp remove -q gain-$$gain 2>/dev/null; \
+	  dvc exp run --queue -n gain-$$gain -S data.background_gain=$$gain representation || exit 1; done
+	dvc exp run --run-all -j $(JOBS)
+	python -m clarep.report.ladder $(GAINS:%=gain-%)
+
 # Two at a time on two cores: make teachers JOBS=2 OMP_NUM_THREADS=1
 teachers: $(ENV)           ## two more teachers and all that follows from them: how far the results hold (after make repro)
 	for n in $(TEACHERS); do \
@@ -68,6 +77,9 @@ teachers: $(ENV)           ## two more teachers and all that follows from them: 
 	  dvc exp remove -q teacher-$$n 2>/dev/null; dvc exp run --queue -n teacher-$$n $$settings || exit 1; done
 	dvc exp run --run-all -j $(JOBS)
 	python -m clarep.report.population workspace $(TEACHERS:%=teacher-%)
+
+stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
+	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
