@@ -153,7 +153,7 @@ def test_odd_names_are_printed_and_drawn(tmp_path, capsys):
     capsys.readouterr().out.encode()
     sets["train"].save(tmp_path / "train.safetensors")
     assert Images.load(tmp_path / "train.safetensors").class_names == names
-    for part in (names[:8], names[8:]):
+    for part in (names[:8], names[8:], ["$", "$$", "$$$"], ["a$x_{1", "$b"]):
         images = Images(torch.zeros(4, 16, 16, 3, dtype=torch.uint8), torch.zeros(4).long(), part)
         show_sets({"train": images, "test-original": images}).savefig(io.BytesIO())
 
