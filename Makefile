@@ -20,7 +20,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test lab check docs readme preset cost bench rho ladder stability teachers recipes findings export clean active-env
+.PHONY: repro test fuzz lab check docs readme preset cost bench rho ladder stability teachers recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -29,6 +29,9 @@ repro: $(ENV)              ## run what is out of date, from data to the report
 
 test: $(ENV)               ## every notebook's asserts and the tests; ends with pytest's summary
 	python -m pytest
+
+fuzz: $(ENV)               ## thousands of random folders and damaged images; some minutes
+	python -m pytest -n 0 -m fuzz
 
 lab: $(ENV)                ## JupyterLab on the notebooks
 	jupyter lab nbs

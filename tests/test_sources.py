@@ -1,5 +1,6 @@
 """Other images by params.yaml alone: a folder as it comes, and a data set of the hub that is not there."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from clarep.images import Images
 
-CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
+CLASSES = ["ant", "bee", "cat", "dog", "elk", "f$$x$", "gnu"]
 
 
 def set_data(home: Path, **values: str) -> None:
@@ -39,6 +40,9 @@ def home(tmp_path_factory) -> Path:
             (folder := home / "pictures" / split / name).mkdir(parents=True)
             for i in range(n):
                 picture(rng, label, ("RGB", "L", "RGBA")[i % 3]).save(folder / f"{i:02}.png")
+    (home / "pictures/train/ant/IMG_1.HEIC").touch()
+    (home / "pictures/val/.thumbnails").mkdir()
+    (home / "pictures/val/.thumbnails/1.png").touch()
     broken = home / "pictures/train/elk/03.png"
     broken.write_bytes(broken.read_bytes()[:100])
     done = run_in(home, "python", "-m", "clarep.params", "smoke")
@@ -51,6 +55,11 @@ def test_an_image_folder_goes_in_by_params_alone(home):
     done = run_in(home, "dvc", "repro", "data")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"1 of \d+ images cannot be read: pictures/train/elk/03.png \(.+\); skipped", done.stdout)
+    metrics = json.loads((home / "data/prepared/metrics.json").read_text())
+    counts = {tuple(name.split("/")[1:]): n for name, n in metrics.items() if name.startswith("images/")}
+    assert counts["train", "cannot be read"] == counts["train", "ending .heic"] == 1
+    assert sum(counts.values()) == 7 * 24 + 2 and counts["validation", "used in test"] == 28
+    assert re.search(r"\nvalidation +hidden or of a program +1 +pictures/val/.thumbnails/1.png\n", done.stdout)
     sets = {p.stem: Images.load(p) for p in (home / "data/prepared/splits").iterdir()}
     assert set(sets) == {"train", "teacher", "validation-original", "test-original"}
     assert sets["test-original"].labels.bincount().tolist() == [4] * 7
