@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'STAGES', 'ARM_STAGES', 'HARMLESS', 'preflight', 'out_folder', 'strip', 'scrub', 'untrained_teacher',
-           'teacher_info', 'check_parameters', 'StageFailed', 'execute', 'record_seconds', 'run_stage', 'exit_on_error',
-           'main']
+           'teacher_info', 'check_parameters', 'StageFailed', 'execute', 'record_seconds', 'link_inputs', 'run_stage',
+           'exit_on_error', 'main']
 
 # %% ../../nbs/pipeline/01_stage.ipynb #510b426f
 import argparse
@@ -124,7 +124,7 @@ def check_parameters(
 ) -> None:
     "Raise `ValueError` unless a notebook's parameters cell has exactly the names of the settings."
     import papermill
-    names = set(papermill.inspect_notebook(str(path)))
+    names = set(papermill.inspect_notebook(_literal(path)))
     if unknown := sorted(set(settings) - names):
         raise ValueError(f"{path} has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(names))}; "
                          "`make export` writes the parameters cells")
@@ -134,6 +134,10 @@ def check_parameters(
 
 # %% ../../nbs/pipeline/01_stage.ipynb #5bfa54ff
 HARMLESS = ["IProgress not found", "`torch.jit.script` is deprecated"]  # warnings of libraries at import
+
+
+def _literal(path: str | Path) -> str: # for papermill, which takes braces in a path for parameters
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 class StageFailed(RuntimeError):
@@ -148,6 +152,7 @@ def execute(
 ) -> None:
     "Run a notebook with papermill, streaming what it prints; raises `StageFailed`, naming cell and cause."
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
     local = Config({"ConnectionFileMixin": {"transport": "ipc"}}) if os.name == "posix" else Config()
@@ -158,11 +163,15 @@ def execute(
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     Path(executed).parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(cwd),
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, config=local)
+        papermill.execute_notebook(_literal(notebook), _literal(executed), parameters, kernel_name="python3",
+                                   cwd=str(cwd), progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   config=local)
     except PapermillExecutionError as e:
         print(e, file=sys.stderr)
         raise StageFailed(f"{e.ename}: {e.evalue}\nin cell {e.exec_count} of {executed}") from e
+    except DeadKernelError as e:
+        raise StageFailed(f"the kernel that ran {executed} has died, most often for want of memory; lower the batch "
+                          "size of this stage") from e
 
 # %% ../../nbs/pipeline/01_stage.ipynb #63a7437e
 def record_seconds(
@@ -175,6 +184,18 @@ def record_seconds(
     save_json(file, {**(load_json(file) if file.is_file() else {}), "stage_seconds": seconds})
 
 # %% ../../nbs/pipeline/01_stage.ipynb #8fb41513
+def link_inputs(
+    home: Path, # of the project, or of a copy by `dvc exp run`
+    p,          # `Params`
+) -> None:
+    "In a copy below the project, let relative paths of the settings lead to what lies in the project alone."
+    origin = next((folder for folder in home.parents if (folder / "dvc.yaml").is_file()), home)
+    for path in filter(None, (p.data.path, p.data.objects, p.teacher.checkpoint)):
+        if (origin / path).exists() and not (home / path).exists():
+            (home / path).parent.mkdir(parents=True, exist_ok=True)
+            (home / path).symlink_to((origin / path).resolve())
+
+
 def run_stage(
     stage: str,
     arm: str | None = None,  # of a stage of the matrix
@@ -185,7 +206,7 @@ def run_stage(
     from clarep.files import atomic_write, project_root
     from clarep.params import load_params, stage_settings
     home, start = project_root(), time.perf_counter()
-    params = load_params(home / "params.yaml")
+    link_inputs(home, params := load_params(home / "params.yaml"))
     settings = stage_settings(stage, params)
     if settings.get("size", 0) is None:
         settings["size"] = teacher_info(params).image_size
