@@ -118,6 +118,10 @@ def teacher_info(
     return CheckpointInfo(layers, teacher.image_size, teacher.latent_shape, len(teacher.schedule))
 
 # %% ../../nbs/pipeline/01_stage.ipynb #7260813f
+def _literal(path: str | Path) -> str: # for papermill, which takes braces in a path for parameters
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def check_parameters(
     path: str | Path,         # the stage notebook
     settings: dict[str, Any],
@@ -134,10 +138,6 @@ def check_parameters(
 
 # %% ../../nbs/pipeline/01_stage.ipynb #5bfa54ff
 HARMLESS = ["IProgress not found", "`torch.jit.script` is deprecated"]  # warnings of libraries at import
-
-
-def _literal(path: str | Path) -> str: # for papermill, which takes braces in a path for parameters
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 class StageFailed(RuntimeError):
