@@ -61,8 +61,8 @@ def atomic_write(
             os.replace(path, old)
         os.replace(part, path)
         _remove(old)
-    except OSError as e:
-        reason = f"{e.strerror}: {e.filename}" if e.filename else e.strerror or e
+    except (OSError, SafetensorError) as e:
+        reason = ": ".join(filter(None, (getattr(e, "strerror", None), getattr(e, "filename", None)))) or e
         raise DataError(f"could not write {path} ({reason}); what was there before is untouched") from e
     finally:
         with contextlib.suppress(OSError):
@@ -85,10 +85,7 @@ def save_tensors(
     from safetensors.torch import save_file
     meta = {"clarep": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
     with atomic_write(path) as part:
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=meta)
-        except SafetensorError as e:
-            raise OSError(str(e)) from e
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=meta)
 
 
 def load_tensors(

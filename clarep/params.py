@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'Positive', 'Fraction', 'Name', 'Scales', 'Counts', 'Range', 'GreyLevels', 'EMBEDDED', 'FOLDERS', 'DRAWN',
-           'Weight', 'OTHER_KEYS', 'EMBEDDED_KEYS', 'WITHOUT_REPETITION', 'SECTIONS_OF', 'ParamsError', 'Section',
-           'in_order', 'known_device', 'Common', 'known_source', 'quarter_at_least', 'Data', 'Teacher', 'Solver',
-           'Probes', 'Select', 'Clareps', 'Representation', 'Directions', 'Compare', 'Auxiliary', 'Tune', 'Student',
-           'Evaluate', 'Params', 'explain', 'read_yaml', 'load_params', 'source_conflicts', 'least_classes',
-           'most_directions', 'latest_timesteps', 'teacher_conflicts', 'step_conflicts', 'count_conflicts', 'conflicts',
-           'stage_settings', 'preset_values', 'apply_preset', 'main']
+           'SOURCES', 'Weight', 'OTHER_KEYS', 'EMBEDDED_KEYS', 'WITHOUT_REPETITION', 'SECTIONS_OF', 'ParamsError',
+           'Section', 'require', 'Common', 'Data', 'Teacher', 'Solver', 'Probes', 'Select', 'Clareps', 'Representation',
+           'Directions', 'Compare', 'Auxiliary', 'Tune', 'Student', 'Evaluate', 'Params', 'explain', 'read_yaml',
+           'load_params', 'source_conflicts', 'least_classes', 'most_directions', 'latest_timesteps',
+           'teacher_conflicts', 'step_conflicts', 'count_conflicts', 'conflicts', 'stage_settings', 'preset_values',
+           'apply_preset', 'main']
 
 # %% ../nbs/00_params.ipynb #c3b0432c
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,11 +49,13 @@ class Section(BaseModel):
         return value
 
 
-def in_order(values: list[float]) -> list[float]:
-    "A range, unchanged; an error for pydantic where its end is before its start."
-    if values != sorted(values):
-        raise PydanticCustomError("order", "a range goes from the smaller number to the larger one")
-    return values
+def require(holds: Callable[[Any], Any], allowed: str) -> AfterValidator:
+    "A condition on a value, and the message of pydantic where it does not hold."
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise PydanticCustomError("value", allowed)
+        return value
+    return AfterValidator(check)
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -61,20 +63,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Scales = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
 Counts = Annotated[list[Positive], Field(min_length=1)]
-Range = Annotated[list[Fraction], Field(min_length=2, max_length=2), AfterValidator(in_order)]
+Range = Annotated[list[Fraction], Field(min_length=2, max_length=2),
+                  require(lambda ends: ends == sorted(ends), "a range goes from the smaller number to the larger one")]
 GreyLevels = Annotated[float, Field(gt=0, le=255)]
-
-
-def known_device(name: str) -> str:
-    "The name of a device, unchanged; an error for pydantic that says what is allowed."
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
-        raise PydanticCustomError("device", "allowed: auto, cpu, mps, cuda, or a numbered GPU such as cuda:1")
-    return name
 
 
 class Common(Section):
     "What every stage gets."
-    device: Annotated[str, AfterValidator(known_device)]
+    device: Annotated[str, require(re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?").fullmatch,
+                                   "allowed: auto, cpu, mps, cuda, or a numbered GPU such as cuda:1")]
     dtype: Literal["float32", "float64", "bfloat16"]
     seed: Annotated[int, Field(ge=0)]
 
@@ -82,24 +79,14 @@ class Common(Section):
 EMBEDDED, FOLDERS, DRAWN = "digits-on-photos", ("imagefolder", "parquet"), "drawn-shapes"
 
 
-def known_source(name: str) -> str:
-    "The name of a data source, unchanged; an error for pydantic that says what is allowed."
-    if name in (EMBEDDED, *FOLDERS, DRAWN) or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return name
-    raise PydanticCustomError("source", f"allowed: {EMBEDDED}, {', '.join(FOLDERS)}, {DRAWN} (for a smoke test), or a "
-                                        "data set of the Hugging Face hub with its owner, such as uoft-cs/cifar10")
-
-
-def quarter_at_least(values: list[float]) -> list[float]:
-    "A range of scales, unchanged; an error for pydantic where it begins below a quarter."
-    if values[0] < 0.25:
-        raise PydanticCustomError("scale", "an object takes a quarter of the image's side at least")
-    return values
+SOURCES = (EMBEDDED, *FOLDERS, DRAWN)
 
 
 class Data(Section):
     "The embedded data set `digits-on-photos`, or where other images come from."
-    name: Annotated[str, AfterValidator(known_source)]
+    name: Annotated[str, require(lambda name: name in SOURCES or re.fullmatch(r"[\w.-]+/[\w.-]+", name),
+                                 f"allowed: {', '.join(SOURCES)} (for a smoke test), or a data set of the Hugging Face "
+                                 "hub with its owner, such as uoft-cs/cifar10")]
     path: str | None
     classes: Annotated[list[str], Field(min_length=2)] | None
     label: str | None
@@ -115,7 +102,8 @@ class Data(Section):
     clutter: Annotated[int, Field(ge=0, le=8)]
     tint_saturation: Range
     tint_value: Range
-    object_scale: Annotated[Range, AfterValidator(quarter_at_least)]
+    object_scale: Annotated[Range, require(lambda ends: ends[0] >= 0.25,
+                                           "an object takes a quarter of the image's side at least")]
     object_position: Range
     background_gain: Annotated[float, Field(gt=0, le=1)]
     own_colour: Fraction
@@ -146,7 +134,7 @@ class Teacher(Section):
     n_progress: Positive
     checkpoint: Name | None
     class_ids: list[Annotated[int, Field(ge=0)]] | None
-    prompt: Annotated[str, Field(pattern=r"\{name\}")]
+    prompt: Annotated[str, require(lambda text: "{name}" in text, "a prompt has {name} where the class goes")]
     negative_prompt: str
 
 
@@ -289,34 +277,22 @@ class Params(Section):
     evaluate: Evaluate
 
 # %% ../nbs/00_params.ipynb #9491b42f
-def explain(
-    error: ValidationError,
-    model: type[BaseModel], # that did not validate
-) -> str: # one line per error: key, value, what is allowed
+def explain(error: ValidationError) -> str: # one line per error: key, value, what is allowed
     "Say what is wrong with the settings, and what would be right."
-    return "\n".join(_line(e, model) for e in error.errors())
+    return "\n".join(map(_line, error.errors()))
 
 
-def _line(e: dict, model: type[BaseModel]) -> str:
-    *path, last = e["loc"]
+def _line(e: dict) -> str:
+    *section, last = e["loc"]
     key = ".".join(map(str, e["loc"]))
-    names = sorted(_fields(model, path))
     if e["type"] == "extra_forbidden":
+        names = sorted((Params.model_fields[section[0]].annotation if section else Params).model_fields)
         guess = difflib.get_close_matches(str(last), names, n=1)
         hint = f"did you mean `{guess[0]}`? " if guess else ""
         return f"`{key}`: unknown key; {hint}known here: {', '.join(names)}"
     if e["type"] == "missing":
         return f"`{key}`: missing; add it to params.yaml (presets/default.yaml shows a value)"
     return f"`{key}`: {e['input']!r:.80} is not possible: {e['msg']}"
-
-
-def _fields(model: type[BaseModel], path: list) -> dict:
-    for part in path:
-        field = model.model_fields.get(part)
-        model = getattr(field, "annotation", None)
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return {}
-    return model.model_fields
 
 # %% ../nbs/00_params.ipynb #0d7a8e30
 def read_yaml(
@@ -347,7 +323,7 @@ def load_params(
     try:
         params = Params.model_validate(content)
     except ValidationError as e:
-        raise ParamsError(f"{path} does not hold a possible experiment\n{explain(e, Params)}") from e
+        raise ParamsError(f"{path} does not hold a possible experiment\n{explain(e)}") from e
     if bad := list(conflicts(params)):
         raise ParamsError(f"{path} does not hold a possible experiment\n" + "\n".join(bad))
     return params

@@ -50,25 +50,25 @@ def out_folder(
     return Path("runs") / stage / "-".join(str(part) for part in (arm, seed) if part is not None)
 
 # %% ../../nbs/pipeline/01_stage.ipynb #5eb34adb
-def strip(notebook):
-    "Remove from a notebook, in place, everything but its sources and tags."
+def _code_cells(notebook): # after all cells have lost their ids, and their metadata but for the tags
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def strip(notebook):
+    "Remove from a notebook, in place, everything but its sources and tags."
+    for cell in _code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
     notebook.metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return notebook
 
 
 def scrub(notebook):
     "Remove from an executed notebook, in place, what differs between two equal runs."
-    for i, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{i}"
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-        if cell.cell_type == "code":
-            streams = [o for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
-            cell.outputs = [_without_addresses(o) for o in cell.outputs if o not in streams]
+    for cell in _code_cells(notebook):
+        cell.outputs = [_without_addresses(o) for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "language_info") if k in notebook.metadata}
     return notebook
 
@@ -184,11 +184,8 @@ def record_seconds(
     save_json(file, {**(load_json(file) if file.is_file() else {}), "stage_seconds": seconds})
 
 # %% ../../nbs/pipeline/01_stage.ipynb #8fb41513
-def link_inputs(
-    home: Path, # of the project, or of a copy by `dvc exp run`
-    p,          # `Params`
-) -> None:
-    "In a copy below the project, let relative paths of the settings lead to what lies in the project alone."
+def link_inputs(home: Path, p) -> None: # p: `Params`
+    "In a copy by `dvc exp run`, which lies below the project, link what relative paths of the settings lead to there."
     origin = next((folder for folder in home.parents if (folder / "dvc.yaml").is_file()), home)
     for path in filter(None, (p.data.path, p.data.objects, p.teacher.checkpoint)):
         if (origin / path).exists() and not (home / path).exists():
