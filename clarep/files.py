@@ -63,7 +63,7 @@ def atomic_write(
         _remove(old)
     except (OSError, SafetensorError) as e:
         reason = ": ".join(filter(None, (getattr(e, "strerror", None), getattr(e, "filename", None)))) or e
-        raise DataError(f"could not write {path} ({reason}); what was there before is untouched") from e
+        raise DataError(f"could not write {path} ({reason}); make room or allow it; nothing has changed") from e
     finally:
         with contextlib.suppress(OSError):
             _remove(part)
@@ -272,5 +272,5 @@ def resolve_device(
         x = torch.empty(1, device=device, dtype=getattr(torch, dtype))
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e:
         raise ValueError(f"`common.device`: {device!r} does not serve {dtype} on this machine "
-                         f"({str(e).splitlines()[0].rstrip('.')}); `auto` or `cpu` does") from e
+                         f"({str(e).splitlines()[0].split('. ')[0]}); `auto` or `cpu` does") from e
     return torch.device(device), x.dtype
