@@ -56,7 +56,7 @@ def test_a_setting_is_possible_or_refused_by_its_key(section, monkeypatch):
             try:
                 accepted = getattr(getattr(load_params(), section), key)
             except ParamsError as e:
-                assert f"`{section}.{key}`" in str(e) and len(str(e)) < 2000, (key, value, e)
+                assert f"`{section}.{key}" in str(e) and len(str(e)) < 2000, (key, value, e)
                 continue
             assert all(abs(n) < 2**31 for n in numbers(accepted)), (key, value, accepted)
             booleans = Params.model_fields[section].annotation.model_fields[key].annotation is bool
