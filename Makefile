@@ -24,6 +24,7 @@ endif
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # DVC refuses a folder without git
 	dvc repro
 	@echo "The report: runs/report/index.html (Markdown: runs/report/report.md)"
 
@@ -107,4 +108,4 @@ clean:                     ## what can be made again; never data, runs or the DV
 	touch $@
 
 active-env:
-	@python -c 'import clarep, dvc, nbdev, papermill, torch' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
+	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }

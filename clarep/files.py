@@ -52,25 +52,25 @@ def atomic_write(
 ) -> Iterator[Path]: # a temporary name beside it
     "Write under a temporary name; rename when the block ends well, delete when it does not."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part, old = (path.with_name(f".{path.name}.{kind}.part") for kind in ("new", "old"))
-    _remove(part), _remove(old)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part), _remove(old)
         yield part
         if path.is_dir():
             os.replace(path, old)
         os.replace(part, path)
         _remove(old)
-    except OSError as e:
-        _remove(part)
-        raise DataError(f"could not write {path}: {e.strerror or e}; what was there before is untouched") from e
-    except BaseException:
-        _remove(part)
-        raise
+    except (OSError, SafetensorError) as e:
+        reason = ": ".join(filter(None, (getattr(e, "strerror", None), getattr(e, "filename", None)))) or e
+        raise DataError(f"could not write {path} ({reason}); make room or allow it; nothing has changed") from e
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(part)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -85,10 +85,7 @@ def save_tensors(
     from safetensors.torch import save_file
     meta = {"clarep": json.dumps({"schema": SCHEMA, **header}, sort_keys=True)}
     with atomic_write(path) as part:
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=meta)
-        except SafetensorError as e:
-            raise OSError(str(e)) from e
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=meta)
 
 
 def load_tensors(
@@ -104,7 +101,7 @@ def load_tensors(
         with safe_open(path, framework="pt") as f:
             header = json.loads((f.metadata() or {}).get("clarep", "{}"))
             tensors = {k: f.get_tensor(k) for k in (names or f.keys())}
-    except (SafetensorError, struct.error, OSError) as e:
+    except (SafetensorError, struct.error, OSError, ValueError) as e:
         raise DataError(f"{path} is damaged or cut short ({e}); delete it and run `{made_by}`") from e
     if header.get("schema") != SCHEMA:
         raise DataError(f"{path} has schema {header.get('schema')}, this version reads {SCHEMA}; run `{made_by}` again")
@@ -259,18 +256,21 @@ def load_json(path: str | Path, made_by: str = "dvc repro") -> dict | list:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing; `{made_by}` makes it") from e
-    except json.JSONDecodeError as e:
-        raise DataError(f"{path} is damaged ({e}); delete it and run `{made_by}`") from e
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path} is damaged or cannot be read ({e}); delete it and run `{made_by}`") from e
 
 # %% ../nbs/01_files.ipynb #7fabd44f
 def resolve_device(
     device: str, # "auto", "cpu", "cuda", "cuda:1", "mps"
     dtype: str,  # "float32", "float64", "bfloat16"
 ) -> tuple[torch.device, torch.dtype]:
-    "What the words in `params.yaml` mean here; raises `ValueError` for a device that is not there."
+    "What the words in `params.yaml` mean here; raises `ValueError` for a device or dtype that is not there."
     import torch
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"common.device is {device!r}, but torch sees no GPU; use `auto` or `cpu`")
-    return torch.device(device), getattr(torch, dtype)
+    try:
+        x = torch.empty(1, device=device, dtype=getattr(torch, dtype))
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e:
+        raise ValueError(f"`common.device`: {device!r} does not serve {dtype} on this machine "
+                         f"({str(e).splitlines()[0].split('. ')[0]}); `auto` or `cpu` does") from e
+    return torch.device(device), x.dtype

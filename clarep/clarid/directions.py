@@ -20,7 +20,7 @@ from .identify import decode_images
 from .store import CLAReps
 from ..diffusion.ode import decode, invert
 from ..diffusion.teacher import Teacher
-from ..images import Images, to_unit
+from ..images import Images, as_text, to_unit
 
 # %% ../../nbs/clarid/05_directions.ipynb #6281ae9c
 def latent_traversal(
@@ -54,7 +54,7 @@ def traversal_figure(
         ax.imshow(strip, interpolation="nearest")
         ax.set_xticks([]), ax.set_yticks([])
         ax.set_title(f"$v_{{{j + 1}}}$" if i == 0 else "", fontsize=10)
-        ax.set_ylabel(names[i] if j == 0 else "", rotation=0, ha="right", va="center")
+        ax.set_ylabel(as_text(names[i]) if j == 0 else "", rotation=0, ha="right", va="center")
     fig.suptitle("Along one direction: from a step back, over the latent itself, to a step forth", fontsize=10)
     return fig
 
@@ -132,7 +132,8 @@ def overlap_figure(
     "The overlap of the subspaces of two images by their classes."
     fig, ax = plt.subplots(figsize=(4.4, 3.6), layout="constrained")
     fig.colorbar(ax.imshow(overlap, cmap="cividis", vmin=0, vmax=1), label="mean squared cosine")
-    ax.set_xticks(range(len(names)), names, **_slant(names)), ax.set_yticks(range(len(names)), names)
+    labels = [as_text(name) for name in names]
+    ax.set_xticks(range(len(names)), labels, **_slant(names)), ax.set_yticks(range(len(names)), labels)
     ax.set_title("Subspaces of two images: {shared_within:.2f} within a class,\n{shared_between:.2f} between classes, "
                  "{shared_chance:.2f} by chance".format(**means), fontsize=10)
     return fig
@@ -209,6 +210,6 @@ def representatives_figure(
     grid = rearrange(torch.stack([*panels.values()]), "r n c h w -> (r h) (n w) c")
     ax.imshow(grid.clip(-1, 1) / 2 + 0.5)
     ax.set_yticks((np.arange(len(panels)) + 0.5) * size, list(panels))
-    ax.set_xticks((np.arange(len(names)) + 0.5) * size, names, **_slant(names))
+    ax.set_xticks((np.arange(len(names)) + 0.5) * size, map(as_text, names), **_slant(names))
     ax.set_title(f"{share:.0%} of the nearest training images are of the same class", fontsize=10)
     return fig

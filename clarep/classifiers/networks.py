@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'TINY', 'REBUILD_KEYS', 'convolution', 'SmallCNN', 'check_name', 'cifar_stem', 'timm_body', 'count_features',
-           'TimmStudent', 'build_student', 'save_student', 'load_student', 'predict', 'accuracy']
+           'TimmStudent', 'build_student', 'save_student', 'load_student', 'classes_of', 'predict', 'accuracy']
 
 # %% ../../nbs/classifiers/01_networks.ipynb #668d6760
 import difflib
@@ -153,17 +153,24 @@ def load_student(path: str | Path) -> tuple[nn.Module, dict]: # student in evalu
     return student.eval(), header
 
 # %% ../../nbs/classifiers/01_networks.ipynb #a5372253
+def classes_of(
+    scores: torch.Tensor, # `n k`
+) -> torch.Tensor:        # `n`
+    "The class with the highest score; -1, which is no class, where a score is not finite."
+    return scores.argmax(1).where(scores.isfinite().all(1), -1)
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,
     x: torch.Tensor, # images in [-1, 1], `n c h w`
     batch_size: int = 500, # at most; fewer large images
-) -> torch.Tensor:   # class of each image, `n`
+) -> torch.Tensor:   # class of each image, `n`; see `classes_of`
     "The classes that a classifier predicts."
     training = model.training
     model.eval()
     device, n = next(model.parameters()).device, max(1, min(batch_size, 2**23 // x.shape[-2:].numel()))
-    classes = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(n)])
+    classes = torch.cat([classes_of(model(part.to(device))).cpu() for part in x.split(n)])
     model.train(training)
     return classes
 

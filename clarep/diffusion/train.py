@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .models import Teacher, pixel_space
 from .ode import sample
 from ..files import load_optimizer, load_tensors, optimizer_tensors, save_tensors
-from ..images import Images, to_bytes, to_unit
+from ..images import Images, as_text, to_bytes, to_unit
 
 # %% ../../nbs/diffusion/05_train.ipynb #e2566be0
 def diffusion_loss(
@@ -204,7 +204,7 @@ def samples_figure(
     fig, ax = plt.subplots(figsize=(8, 0.5 + 0.75 * rows), layout="constrained")
     ax.imshow(rearrange(samples, "(r n) c h w -> (r h) (n w) c", n=len(names)) / 2 + 0.5)
     style = {"rotation": 30, "ha": "right"} if max(map(len, names)) > 3 else {}
-    ax.set_xticks((np.arange(len(names)) + 0.5) * samples.shape[-1], names, **style), ax.set_yticks([])
+    ax.set_xticks((np.arange(len(names)) + 0.5) * samples.shape[-1], map(as_text, names), **style), ax.set_yticks([])
     title = f"Samples from noise, guidance {guidance_scale:g}: a column per class ({len(names)} of {n})"
     ax.set_title(title, fontsize=10)
     return fig

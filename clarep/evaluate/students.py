@@ -16,8 +16,8 @@ from torch import nn
 
 from ..classifiers.train import last_quarter
 from .attacks import pgd_accuracy
-from .background import accuracy_by_class, background_metrics, load_variants
-from ..images import class_balanced, picture_classes, to_unit
+from .background import accuracy_by_class, background_metrics, class_key, load_variants
+from ..images import as_text, class_balanced, picture_classes, to_unit
 
 # %% ../../nbs/evaluate/students.ipynb #0df5909e
 def gains_at_the_end(
@@ -79,13 +79,14 @@ def tests_figure(
     title: str,
 ) -> Figure:
     "Accuracy by test and class, at most ten classes."
-    names = [class_names[i] for i in picture_classes(len(class_names))]
+    names = [class_key(class_names[i]) for i in picture_classes(len(class_names))]
     columns = ["all", *names]
     values = np.array([[by_class.get(name, np.nan) for name in columns] for by_class in metrics.values()])
     fig, ax = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
     fig.colorbar(ax.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto"))
     style = {"rotation": 30, "ha": "right"} if max(map(len, columns)) > 3 else {}
-    ax.set_yticks(range(len(metrics)), list(metrics)), ax.set_xticks(range(len(columns)), columns, **style)
+    ax.set_yticks(range(len(metrics)), list(metrics))
+    ax.set_xticks(range(len(columns)), map(as_text, columns), **style)
     for (i, j), v in np.ndenumerate(values):
         ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color="white" if v < 0.6 else "black")
     ax.set_title(f"{title}: accuracy by test, {len(names)} of {len(class_names)} classes", fontsize=10)

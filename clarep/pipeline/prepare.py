@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from pprint import pformat
 
-from .stage import ARM_STAGES, STAGES, exit_on_error, strip, teacher_info # before nbformat
+from .stage import ( # before nbformat
+    ARM_STAGES, STAGES, exit_on_error, link_inputs, strip, teacher_info)
 
 import nbformat
 from fastcore.script import call_parse
@@ -20,7 +21,8 @@ from ruamel.yaml import YAML
 
 from ..cadistill.arms import ARMS
 from ..clarid.controls import METHODS
-from ..files import DataError, atomic_write, code_digest, import_closure, imported_modules, project_root
+from ..files import (
+    DataError, atomic_write, code_digest, import_closure, imported_modules, project_root, resolve_device)
 from ..params import EMBEDDED, SECTIONS_OF, Params, latest_timesteps, load_params, most_directions
 from .estimate import planned_work
 
@@ -135,7 +137,8 @@ def stage_copy(
 def prepare() -> None:
     "Stage `prepare`: check every setting, count the work, write the copies of the stage notebooks to `runs/stages`."
     home = project_root()
-    p = load_params(home / "params.yaml")
+    link_inputs(home, p := load_params(home / "params.yaml"))
+    resolve_device(p.common.device, p.common.dtype)
     if bad := [*arm_conflicts(p), *method_conflicts(p), *teacher_conflicts(p, teacher_info(p))]:
         raise ValueError("\n".join(bad))
     print(planned_work(p))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'STAGES', 'ARM_STAGES', 'HARMLESS', 'preflight', 'out_folder', 'strip', 'scrub', 'untrained_teacher',
-           'teacher_info', 'check_parameters', 'StageFailed', 'execute', 'record_seconds', 'run_stage', 'exit_on_error',
-           'main']
+           'teacher_info', 'check_parameters', 'StageFailed', 'execute', 'record_seconds', 'link_inputs', 'run_stage',
+           'exit_on_error', 'main']
 
 # %% ../../nbs/pipeline/01_stage.ipynb #510b426f
 import argparse
@@ -50,25 +50,25 @@ def out_folder(
     return Path("runs") / stage / "-".join(str(part) for part in (arm, seed) if part is not None)
 
 # %% ../../nbs/pipeline/01_stage.ipynb #5eb34adb
-def strip(notebook):
-    "Remove from a notebook, in place, everything but its sources and tags."
+def _code_cells(notebook): # after all cells have lost their ids, and their metadata but for the tags
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def strip(notebook):
+    "Remove from a notebook, in place, everything but its sources and tags."
+    for cell in _code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
     notebook.metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return notebook
 
 
 def scrub(notebook):
     "Remove from an executed notebook, in place, what differs between two equal runs."
-    for i, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{i}"
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-        if cell.cell_type == "code":
-            streams = [o for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
-            cell.outputs = [_without_addresses(o) for o in cell.outputs if o not in streams]
+    for cell in _code_cells(notebook):
+        cell.outputs = [_without_addresses(o) for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata = {k: notebook.metadata[k] for k in ("kernelspec", "language_info") if k in notebook.metadata}
     return notebook
 
@@ -118,13 +118,17 @@ def teacher_info(
     return CheckpointInfo(layers, teacher.image_size, teacher.latent_shape, len(teacher.schedule))
 
 # %% ../../nbs/pipeline/01_stage.ipynb #7260813f
+def _literal(path: str | Path) -> str: # for papermill, which takes braces in a path for parameters
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def check_parameters(
     path: str | Path,         # the stage notebook
     settings: dict[str, Any],
 ) -> None:
     "Raise `ValueError` unless a notebook's parameters cell has exactly the names of the settings."
     import papermill
-    names = set(papermill.inspect_notebook(str(path)))
+    names = set(papermill.inspect_notebook(_literal(path)))
     if unknown := sorted(set(settings) - names):
         raise ValueError(f"{path} has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(names))}; "
                          "`make export` writes the parameters cells")
@@ -148,6 +152,7 @@ def execute(
 ) -> None:
     "Run a notebook with papermill, streaming what it prints; raises `StageFailed`, naming cell and cause."
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
     local = Config({"ConnectionFileMixin": {"transport": "ipc"}}) if os.name == "posix" else Config()
@@ -158,11 +163,15 @@ def execute(
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     Path(executed).parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(str(notebook), str(executed), parameters, kernel_name="python3", cwd=str(cwd),
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, config=local)
+        papermill.execute_notebook(_literal(notebook), _literal(executed), parameters, kernel_name="python3",
+                                   cwd=str(cwd), progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   config=local)
     except PapermillExecutionError as e:
         print(e, file=sys.stderr)
         raise StageFailed(f"{e.ename}: {e.evalue}\nin cell {e.exec_count} of {executed}") from e
+    except DeadKernelError as e:
+        raise StageFailed(f"the kernel that ran {executed} has died, most often for want of memory; lower the batch "
+                          "size of this stage") from e
 
 # %% ../../nbs/pipeline/01_stage.ipynb #63a7437e
 def record_seconds(
@@ -175,6 +184,15 @@ def record_seconds(
     save_json(file, {**(load_json(file) if file.is_file() else {}), "stage_seconds": seconds})
 
 # %% ../../nbs/pipeline/01_stage.ipynb #8fb41513
+def link_inputs(home: Path, p) -> None: # p: `Params`
+    "In a copy by `dvc exp run`, which lies below the project, link what relative paths of the settings lead to there."
+    origin = next((folder for folder in home.parents if (folder / "dvc.yaml").is_file()), home)
+    for path in filter(None, (p.data.path, p.data.objects, p.teacher.checkpoint)):
+        if (origin / path).exists() and not (home / path).exists():
+            (home / path).parent.mkdir(parents=True, exist_ok=True)
+            (home / path).symlink_to((origin / path).resolve())
+
+
 def run_stage(
     stage: str,
     arm: str | None = None,  # of a stage of the matrix
@@ -185,7 +203,7 @@ def run_stage(
     from clarep.files import atomic_write, project_root
     from clarep.params import load_params, stage_settings
     home, start = project_root(), time.perf_counter()
-    params = load_params(home / "params.yaml")
+    link_inputs(home, params := load_params(home / "params.yaml"))
     settings = stage_settings(stage, params)
     if settings.get("size", 0) is None:
         settings["size"] = teacher_info(params).image_size

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'BETTER_LOW', 'OUTCOMES', 'OWN', 'CONTROLS', 'CONTRASTS', 'name_of', 'tests_of', 'headlines', 'outcome',
-           'plus_minus', 'difference_cell', 'against', 'comparisons', 'multiplicity_note', 'markdown_table',
-           'arms_table', 'differences_table', 'outliers', 'forest_figure', 'class_means', 'class_title', 'class_map',
-           'student_figures', 'epochs_figure', 'cost_tables']
+           'plus_minus', 'difference_cell', 'against', 'comparisons', 'multiplicity_note', 'in_markdown',
+           'markdown_table', 'arms_table', 'differences_table', 'outliers', 'forest_figure', 'class_means',
+           'class_title', 'class_map', 'student_figures', 'epochs_figure', 'cost_tables']
 
 # %% ../../nbs/report/01_comparison.ipynb #a20ad742
 import math
@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..cadistill.arms import ARMS
-from ..images import picture_classes
+from ..images import as_text, picture_classes
 from ..evaluate.statistics import contrasts, holm, interval, least_p, mean_ranks, summary, verdict
 
 # %% ../../nbs/report/01_comparison.ipynb #b4f8427d
@@ -130,6 +130,11 @@ def multiplicity_note(
     return _NOTE.format(n=n, m=m, chance=0.05 * m, least=least_p(n), needed=needed, passed=(rows.p_holm < 0.05).sum())
 
 # %% ../../nbs/report/01_comparison.ipynb #2245c5dc
+def in_markdown(name: str) -> str:
+    "A name that Markdown, HTML and a cell of a table show as it is."
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(name.split()))
+
+
 def markdown_table(head: list[str], lines: list[list[str]]) -> str:
     "A Markdown table: the first column left, the others right."
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---", *["---:"] * (len(head) - 1)], *lines])
@@ -246,11 +251,11 @@ def class_title(mean: pd.DataFrame, baseline: str) -> str:
     "Where `cadistill`, or else the best arm, gains and loses most against the baseline."
     others = [a for a in mean.index if a != baseline]
     if not others:
-        return f"{name_of(mean.attrs['metric'])}: hardest class is {mean.mean().idxmin()}"
+        return f"{name_of(mean.attrs['metric'])}: hardest class is {as_text(mean.mean().idxmin())}"
     arm = OWN if OWN in others else mean.loc[others].mean(axis=1).idxmax()
     gain = mean.loc[arm] - mean.loc[baseline]
     return (f"{name_of(mean.attrs['metric'])}: {arm} above {baseline} on {(gain > 0).sum()} of {len(gain)} classes, "
-            f"from {gain.min():+.3f} on {gain.idxmin()} to {gain.max():+.3f} on {gain.idxmax()}")
+            f"from {gain.min():+.3f} on {as_text(gain.idxmin())} to {gain.max():+.3f} on {as_text(gain.idxmax())}")
 
 # %% ../../nbs/report/01_comparison.ipynb #bc7ecaba
 def class_map(
@@ -268,7 +273,7 @@ def class_map(
         color = "white" if v < (low + high) / 2 else "black"
         ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color=color)
     slant = {"rotation": 40, "ha": "right"} if max(len(str(c)) for c in part) > 3 else {}
-    ax.set_xticks(range(part.shape[1]), part.columns, fontsize=8, **slant)
+    ax.set_xticks(range(part.shape[1]), map(as_text, part), fontsize=8, **slant)
     ax.set_yticks(range(len(part)), part.index, fontsize=8)
     ax.set_xlabel("class"), fig.colorbar(image, label="accuracy", shrink=0.9)
     ax.set_title(class_title(mean, baseline), fontsize=9)

@@ -28,7 +28,7 @@ from ..images import picture_classes
 from ..params import Params
 from .comparison import (
     BETTER_LOW, OUTCOMES, arms_table, comparisons, cost_tables, differences_table, epochs_figure, forest_figure,
-    headlines, markdown_table, multiplicity_note, name_of, outcome, plus_minus, student_figures, tests_of)
+    headlines, in_markdown, markdown_table, multiplicity_note, name_of, outcome, plus_minus, student_figures, tests_of)
 from .population import ceiling_shares, retention_draws, share_table
 
 # %% ../../nbs/report/02_page.ipynb #750750ac
@@ -45,7 +45,8 @@ def representation_rows(
 # %% ../../nbs/report/02_page.ipynb #df78e84f
 def load_measurements(runs: Path) -> pd.DataFrame:
     "What stage `representation` measured."
-    return pd.read_csv(runs / "representation/measurements.csv", keep_default_na=False) # a condition is called null
+    return pd.read_csv(runs / "representation/measurements.csv", keep_default_na=False, na_values={"value": ""},
+                       dtype={"class": str}) # a condition is called null, and a class may be called NA or 1
 
 
 def long_table(
@@ -176,7 +177,7 @@ def class_table(
         return " → ".join(f"{value[(*which, *kind, name)]:.2f}" for which in (("guidance_only", 0), ("clarid", k)))
     head = ["class", *(m.removeprefix("judged_") + {"null": "", "guided": ", guided"}[c] for m, c in kinds)]
     names = [names[i] for i in picture_classes(len(names))]
-    return markdown_table(head, [[name, *(cell(kind, name) for kind in kinds)] for name in names])
+    return markdown_table(head, [[in_markdown(name), *(cell(kind, name) for kind in kinds)] for name in names])
 
 # %% ../../nbs/report/02_page.ipynb #54d9d684
 def page_text(name: str) -> str:
@@ -260,7 +261,7 @@ def experiment_title(data) -> str: # data: the section of the settings
     "What the results are of."
     if data.name != "digits-on-photos":
         return data.name
-    return f"{Path(data.objects).name if data.objects else 'digits'} on photographs, rho = {data.rho:g}"
+    return f"{in_markdown(Path(data.objects).name) if data.objects else 'digits'} on photographs, rho = {data.rho:g}"
 
 
 def student_fields(

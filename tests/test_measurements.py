@@ -1,0 +1,180 @@
+"""Measurements: a classifier's scale, its constancy or its nan must not pass for robustness or accuracy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clarep.classifiers.networks import SmallCNN, accuracy, classes_of, predict
+from clarep.classifiers.train import train_student
+from clarep.digits import digits_on_photos
+from clarep.evaluate import students
+from clarep.evaluate.attacks import margin, pgd_accuracy, pgd_linf
+from clarep.evaluate.background import accuracy_by_class, background_metrics
+from clarep.evaluate.statistics import COLUMNS, contrasts, mean_ranks, summary
+from clarep.files import DataError
+from clarep.images import to_unit
+from clarep.sources import choose_classes
+
+SCALES = [1e-4, 0.05, 1.0, 30.0, 1e3, 1e6]
+ATTACK = dict(eps_255=8.0, step_255=2.0, steps=20)
+
+
+class Scaled(nn.Module):
+    """A classifier whose scores are multiplied and shifted: it decides as before."""
+
+    def __init__(self, body: nn.Module, scale: float, shift: float = 0.0):
+        super().__init__()
+        self.body, self.scale, self.shift = body, scale, shift
+
+    def forward(self, x):
+        return self.scale * self.body(x) + self.shift
+
+
+class Constant(nn.Module):
+    """The same scores for every image."""
+
+    def __init__(self, scores: list[float]):
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor(scores))
+
+    def forward(self, x):
+        return self.scores + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+class Broken(nn.Module):
+    """Right about the class, but some scores of some images are not finite."""
+
+    def __init__(self, classes: torch.Tensor, images: torch.Tensor, share: float, value: float):
+        super().__init__()
+        self.unused, self.value = nn.Parameter(torch.zeros(1)), value
+        self.answers = {x.numpy().tobytes(): int(c) for x, c in zip(images, classes)}
+        self.broken = {x.numpy().tobytes() for x in images[: round(share * len(images))]}
+
+    def forward(self, x):
+        keys = [i.numpy().tobytes() for i in x.detach()]
+        scores = F.one_hot(torch.tensor([self.answers.get(k, 0) for k in keys]), 10).float()
+        scores[[k in self.broken for k in keys], 0] = self.value
+        return scores + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Ten classes on noise, labels as the classifier has them."""
+    g = torch.Generator().manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(192, 10, bias=False))
+    body[1].weight.data = torch.randn(10, 192, generator=g)
+    x = (torch.rand(300, 3, 8, 8, generator=g) * 2 - 1) * 0.9
+    return body, x, body(x).argmax(1)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A small network after a few epochs."""
+    data = digits_on_photos("train", 400, 16, rho=0.3, opacity=1.0, clutter=0)
+    torch.manual_seed(0)
+    model = SmallCNN(10, width=8)
+    train_student(model, data, epochs=8, batch_size=50, learning_rate=1e-2, weight_decay=0.0, seed=0)
+    return model, to_unit(data.images)[:120], data.labels[:120]
+
+
+@pytest.mark.parametrize("kind", ["linear", "trained"])
+def test_the_scale_of_logits_does_not_change_robust_accuracy(kind, request):
+    body, x, y = request.getfixturevalue(kind)
+    eps = dict(ATTACK) if kind == "linear" else dict(eps_255=2.0, step_255=0.5, steps=10)
+    right = {s: pgd_accuracy(Scaled(body, s), x, y, **eps) for s in SCALES}
+    shares = {s: r.double().mean().item() for s, r in right.items()}
+    assert 0 < shares[1.0] < 0.9 and max(shares.values()) - min(shares.values()) <= 0.01, shares
+    shifted = pgd_accuracy(Scaled(body, 1.0, 50.0), x, y, **eps).double().mean().item()
+    assert abs(shifted - shares[1.0]) <= 0.02
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_margin_has_the_gradient_of_the_cross_entropy(seed):
+    """Of the cross-entropy of logits with the attack's spread, in double precision; at any scale."""
+    g = torch.Generator().manual_seed(seed)
+    k, scale = int(torch.randint(2, 30, (), generator=g)), 10 ** float(6 * torch.rand((), generator=g) - 3)
+    z, y = torch.randn(50, k, generator=g).double(), torch.randint(k, (50,), generator=g)
+    z = 20 * (z - z.amin(1, True)) / (z.amax(1, True) - z.amin(1, True))
+    weights = torch.randn(12, k, generator=g).double()
+
+    def signs(loss, z):
+        v = torch.zeros(50, 12, dtype=z.dtype, requires_grad=True)
+        return torch.autograd.grad(loss(z + v @ weights.to(z.dtype) * z.abs().max(), y).sum(), v)[0].sign()
+
+    exact = signs(lambda z, y: F.cross_entropy(z, y, reduction="none"), z)
+    assert (signs(margin, (z * scale).float()) == exact).double().mean() > 0.995
+
+
+def test_an_attack_stays_in_its_ball_at_any_scale(trained):
+    body, x, y = trained
+    for scale in SCALES:
+        attacked = pgd_linf(Scaled(body, scale), x[:20], y[:20], 8.0, 2.0, 5, torch.Generator().manual_seed(0))
+        assert attacked.isfinite().all() and (attacked - x[:20]).abs().max() <= 16 / 255 + 1e-6
+        assert attacked.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    "scores", [[0.0] * 10, [5.0] * 10, [0.0, 1e4] + [0.0] * 8, [-1e-8] * 9 + [0.0], [1e30] + [0.0] * 9]
+)
+def test_a_constant_classifier_has_a_true_row(scores, trained):
+    _, x, y = trained
+    model, answer = Constant(scores), int(torch.tensor(scores).argmax())
+    assert accuracy(model, x, y) == (y == answer).double().mean()
+    assert torch.equal(pgd_accuracy(model, x, y, **ATTACK), y == answer)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_scores_that_are_not_finite_are_no_answers(share, value):
+    data = digits_on_photos("test", 40, 16, rho=0.3, opacity=1.0, clutter=0)
+    x = to_unit(data.images)
+    model, broken = Broken(data.labels, x, share, value), torch.arange(40) < share * 40
+    assert (
+        torch.equal(predict(model, x), data.labels.where(~broken, -1)) and accuracy(model, x, data.labels) == 1 - share
+    )
+    assert not pgd_accuracy(Constant([value] + [0.0] * 9), x, data.labels, **ATTACK).any()
+    with pytest.raises(
+        DataError, match=rf"test-original: the scores for {int(share * 40)} of 40 .* `student.learning_rate`"
+    ):
+        background_metrics(model, {"original": data})
+    assert classes_of(torch.tensor([[0.0, value], [0.0, 1.0]])).tolist() == [-1, 1]
+
+
+def test_a_class_that_is_absent_has_no_row_and_breaks_nothing():
+    data = digits_on_photos("test", 60, 16, rho=0.3, opacity=1.0, clutter=0)
+    some, fewer = data[data.labels != 3], data[(data.labels != 3) & (data.labels != 4)]
+    metrics = background_metrics(
+        Constant([1.0] + [0.0] * 9), {"original": some, "mixed_same": some, "mixed_rand": fewer}
+    )
+    assert "3" not in metrics["acc_clean"] and "4" in metrics["acc_mixed_same"] and "4" not in metrics["bg_gap"]
+    assert set(metrics["bg_gap"]) == {"all", *"01256789"}
+    students.tests_figure(metrics, data.class_names, "constant").clear()
+    assert accuracy_by_class(torch.ones(3, dtype=bool), torch.zeros(3, dtype=int), ["only"]) == {
+        "all": 1.0,
+        "only": 1.0,
+    }
+
+
+def test_one_class_is_refused():
+    with pytest.raises(DataError, match="one class only .*at least two"):
+        choose_classes({"only": np.arange(5)}, None)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_equal_arms_have_finite_statistics(n_seeds):
+    """Constant classifiers: every seed and arm has the same accuracy."""
+    table = pd.DataFrame(
+        [
+            ("evaluate", arm, seed, metric, "all", 0.1)
+            for arm in ("ce", "kd", "supcon")
+            for seed in range(n_seeds)
+            for metric in ("acc_clean", "bg_gap")
+        ],
+        columns=COLUMNS,
+    )
+    pairs = contrasts(table, ["acc_clean", "bg_gap"], "ce")
+    assert (pairs.difference == 0).all() and (pairs.p == 1).all() and (pairs.p_holm == 1).all()
+    assert mean_ranks(summary(table, ["acc_clean", "bg_gap"], "ce"), {"bg_gap"}).tolist() == [2.0] * 3
