@@ -216,6 +216,17 @@ def test_ids_of_a_table_are_kept(tmp_path):
     assert load_teacher(tmp_path, class_names=["bee"]).table.tolist() == [2, 3]
 
 
+def test_classes_that_the_teacher_cannot_tell_apart_are_refused(tmp_path):
+    make(tmp_path / "dit", "dit")
+    edit(INDEX, id2label={"0": "a, ay", "1": "b", "2": "c"})(tmp_path / "dit")
+    for options in ({"class_names": ["a", "ay"]}, {"class_names": ["x", "y"], "class_ids": [1, 1]}):
+        with pytest.raises(DataError, match=" and (ay|y) have one id"):
+            load_teacher(tmp_path / "dit", **options)
+    make(tmp_path / "text", "text")
+    with pytest.raises(ValueError, match="2 classes have the prompt 'a photo of a crane'"):
+        load_teacher(tmp_path / "text", class_names=["crane, bird", "crane, machine", "dog"])
+
+
 @pytest.mark.parametrize("kind", ["text", "flow"])
 def test_images_of_prompts_are_those_of_the_pipeline(kind, tmp_path):
     make(tmp_path, kind)
