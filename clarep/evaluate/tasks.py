@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'Task', 'check_classifier', 'run_tasks', 'table_of']
 
-# %% ../../nbs/evaluate/tasks.ipynb #afb912f8
+# %% ../../nbs/evaluate/tasks.ipynb #43d8ae1d
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .statistics import bootstrap_interval
 from ..files import DataError, fingerprint, load_tensors, save_tensors
 from ..images import Images, to_unit
 
-# %% ../../nbs/evaluate/tasks.ipynb #e3df4bf7
+# %% ../../nbs/evaluate/tasks.ipynb #28c3f559
 @dataclass(frozen=True)
 class Classifier:
     "What a suite measures: a network of any origin."
@@ -44,7 +44,7 @@ class Task:
     labels: torch.Tensor | None = None  # of the images, `n`; None where `run` gives a dictionary
     evaluations: int = 1                # of the network, roughly: what the progress bar counts
 
-# %% ../../nbs/evaluate/tasks.ipynb #9a9d5a48
+# %% ../../nbs/evaluate/tasks.ipynb #8b107fed
 @torch.no_grad()
 def check_classifier(
     classifier: Classifier,
@@ -62,7 +62,7 @@ def check_classifier(
     if n_broken := int((classes_of(scores) < 0).sum()):
         raise DataError(f"{classifier.name}: the scores for {n_broken} of {len(scores)} images are not finite")
 
-# %% ../../nbs/evaluate/tasks.ipynb #938d45f3
+# %% ../../nbs/evaluate/tasks.ipynb #4364ba8b
 def run_tasks(
     tasks: list[Task],
     folder: str | Path, # a file per task, `METRIC.safetensors`
@@ -95,7 +95,7 @@ def _save(task: Task, result: torch.Tensor | dict[str, float], folder: Path, dig
     tensors = {"values": values.double()} | ({} if names else {"labels": task.labels})
     save_tensors(folder / f"{task.metric}.safetensors", tensors, key=digest, metric=task.metric, names=names)
 
-# %% ../../nbs/evaluate/tasks.ipynb #9d4807da
+# %% ../../nbs/evaluate/tasks.ipynb #4e7e9310
 def table_of(
     path: str | Path, # of a task's file
     class_names: list[str],
