@@ -180,7 +180,7 @@ def imported_modules(
 def _parsed(path: Path, _changed: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
-
+# %% ../nbs/01_files.ipynb #bf74ebb8
 def import_closure(
     *modules: str,
     package: Path = PACKAGE,

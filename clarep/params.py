@@ -57,7 +57,7 @@ def require(holds: Callable[[Any], Any], allowed: str) -> AfterValidator:
         return value
     return AfterValidator(check)
 
-
+# %% ../nbs/00_params.ipynb #9503ad79
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -182,7 +182,7 @@ class Clareps(Section):
     batch_size: Positive
     shard_size: Positive
 
-
+# %% ../nbs/00_params.ipynb #51935416
 class Representation(Section):
     "What independent probes read from the teacher's samples and from CLAReps."
     methods: Annotated[list[Name], Field(min_length=1)]
@@ -393,7 +393,7 @@ def step_conflicts(p: Params) -> Iterator[str]:
         yield (f"`solver.fixed_point_iterations`: {p.solver.fixed_point_iterations}, but they undo first-order steps; "
                "with `solver.order` 2 it must be 0")
 
-
+# %% ../nbs/00_params.ipynb #6c04e456
 def count_conflicts(p: Params) -> Iterator[str]:
     "Yield numbers of images that are too small for the number of classes."
     classes, most = least_classes(p.data), max(most_directions(p).values())
@@ -465,7 +465,7 @@ def preset_values(
         values[section] = values.get(section, {}) | changes
     return values
 
-
+# %% ../nbs/00_params.ipynb #b6fdb9bd
 def apply_preset(
     names: str, # one or several, separated by spaces
     folder: str | Path = "presets",

@@ -215,7 +215,7 @@ def _reason_against(entry: os.DirEntry) -> str: # empty for an image
     plain = re.fullmatch(r"\.(?![0-9]+$)[a-z0-9]{1,5}", ending)
     return "" if ending in ENDINGS else f"ending {ending}" if plain else "other ending" if ending else "no ending"
 
-
+# %% ../nbs/04_sources.ipynb #15a65aea
 def files_below(
     folder: str | Path,
     entered: set[str],          # real paths of folders and images that are there already; grows
@@ -274,7 +274,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     names = sorted(names)
     return sorted(names, key=int) if all(re.fullmatch("[+-]?[0-9]+", name) for name in names) else names
 
-
+# %% ../nbs/04_sources.ipynb #e8bbef49
 def list_files(
     folder: str | Path,               # see `class_folders`
     tally: Tally,                     # of what is passed over; grows
@@ -621,7 +621,7 @@ def load_source(
             print(tally)
     return {goal if goal == "train" else f"{goal}-original": Images(*sets[goal], names) for goal in limits}
 
-
+# %% ../nbs/04_sources.ipynb #92c554b2
 def _open(name: str, path: str | Path | None, label: str | None, tally: Tally) -> tuple[dict, str | None, dict]:
     "Records, the column of their images (None for files), and the rows of each class; by split."
     if name != "imagefolder":

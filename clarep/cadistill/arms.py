@@ -201,7 +201,7 @@ def best_first(search_space: dict[str, list[float]], **best: float) -> dict[str,
         return [values.pop(values.index(best[name])), *values]
     return search_space | {name: reordered(name) for name in best}
 
-
+# %% ../../nbs/cadistill/02_arms.ipynb #7b974084
 def _three_terms(tensors, settings, context):
     return CaDistill(tensors, context.n, CaDistillLoss(**settings))
 

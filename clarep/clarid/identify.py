@@ -95,7 +95,7 @@ def invert_images(
     parts = batches(teacher, images.images, inversion_condition(teacher, images.labels, under), batch_size=batch_size)
     return torch.cat([invert(teacher, teacher.encode(to_unit(x)), c, t_e, steps) for x, c in parts])
 
-
+# %% ../../nbs/clarid/02_identify.ipynb #84255799
 @torch.no_grad()
 def pooled_features(
     teacher: Teacher,
@@ -124,7 +124,7 @@ def decode_images(
     parts = batches(teacher, x, c, batch_size=batch_size)
     return torch.cat([teacher.decode(decode(teacher, z, c, t_e, steps, guidance)).float().cpu() for z, c in parts])
 
-
+# %% ../../nbs/clarid/02_identify.ipynb #86110d5a
 def canonical_features(
     teacher: Teacher,
     x: torch.Tensor, # latents at `t_e`, `n c h w`
@@ -205,7 +205,7 @@ def fill_latents(
         raise ValueError(f"fill is {h.fill!r}, which is not among: zero, mean, resample")
     return None
 
-
+# %% ../../nbs/clarid/02_identify.ipynb #199e5045
 def extract(
     teacher: Teacher,
     images: Images,

@@ -221,7 +221,7 @@ def estimate(
     return Estimate(value_error, angle, relative_gap, top.square().sum(1), (2 * top * error).sum(1),
                     values_ok & (span_ok | invariant))
 
-
+# %% ../../nbs/clarid/01_jacobian.ipynb #642ba95f
 def still_to_come(
     history: list[torch.Tensor], # top values at each check so far, `k`
 ) -> torch.Tensor:               # `k`, infinite before the third check
@@ -412,7 +412,7 @@ def _max_batch_size(f: Callable, x: torch.Tensor, args: tuple | None, size: int,
     numbers = f(x[:1], *(a[:1] for a in args)).numel() + x[0].numel()
     return max(1, min(len(x), MEMORY // (4 * size * numbers)))
 
-
+# %% ../../nbs/clarid/01_jacobian.ipynb #ab3abefd
 @torch.no_grad()
 def right_singular_vectors(
     f: Callable,     # maps `b ...` to `b ...`; row i of the output depends on row i of the input only

@@ -59,7 +59,7 @@ class SweepPoint(NamedTuple):
     tangency: torch.Tensor # of each image, `n`
     samples: torch.Tensor  # decoded under the null condition, in [-1, 1] on the CPU, `n c h w`
 
-
+# %% ../../nbs/clarid/06_select.ipynb #f023c089
 def sweep(
     teacher: Teacher,
     images: Images,
@@ -97,7 +97,7 @@ class Sweep:
         right = {fact: r[..., images] for fact, r in self.right.items()}
         return replace(self, right=right, tangency=self.tangency[:, images])
 
-
+# %% ../../nbs/clarid/06_select.ipynb #b17341a5
 def probe_sweep(
     teacher: Teacher,
     images: Images,

@@ -74,7 +74,7 @@ def pixel_space(
     "The space of a model without an autoencoder."
     return PixelUnshuffle(patch_size) if patch_size > 1 else Pixels()
 
-
+# %% ../../nbs/diffusion/02_models.ipynb #6c29e7ec
 class VAESpace:
     "Latents of a frozen variational autoencoder."
 

@@ -94,7 +94,7 @@ def decode(
     "Deterministic decoding `F_dec` from `t_e` to data; costs `evaluations(steps, guidance_scale)` per sample."
     return _follow(teacher, x, c, _pairs(time_grid(t_e, steps, until)), guidance_scale, solver or teacher.solver)
 
-
+# %% ../../nbs/diffusion/04_ode.ipynb #901fbbaa
 def _pairs(grid: list[int]) -> list[tuple[int, int]]:
     return [*zip(grid[:0:-1], grid[-2::-1])]
 

@@ -146,7 +146,7 @@ def family_of(
                         "diffusers, EDM, FlowMatch); write one of these if the network was trained with its noise")
     return FAMILIES[name]
 
-
+# %% ../../nbs/diffusion/01_schedule.ipynb #2a582bee
 def schedule_of(
     scheduler: SchedulerMixin, # of diffusers, as its checkpoint configures it
 ) -> Schedule:

@@ -116,7 +116,7 @@ def _index_parts(folder: Path) -> dict[str, list[str]]:
     return {name: value for name, value in _index(folder).items()
             if isinstance(value, list) and value and value[0] is not None and name not in _UNUSED_PARTS}
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #6d02c47a
 def _name_of(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.split("--")[-1]
@@ -145,7 +145,7 @@ class Architecture(NamedTuple):
     fixed: dict[str, tuple]      # settings of the network: the values that are read, the default first
     pipeline: str | None = None  # of diffusers; it embeds the prompts
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #2f4dc593
 _DIT = Architecture("transformer", DiTTransformer2DModel, DiTTeacher, (Schedule,), {"norm_type": ("ada_norm_zero",)})
 ARCHITECTURES = {
     "UNet2DModel": Architecture(
@@ -245,7 +245,7 @@ def _space(folder: Path, options: LoadOptions) -> Pixels | PixelUnshuffle | VAES
         return VAESpace(_weights(AutoencoderKL, vae, options))
     return pixel_space(_header(folder).get("patch_size", 1))
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #0cfd4c95
 def _weights(network: type, folder: Path, options: LoadOptions) -> nn.Module:
     "A network of diffusers or transformers; raises `DataError` for one that is damaged or lacks weights."
     try:
@@ -309,7 +309,7 @@ def _prompt_embeddings(folder: Path, net: nn.Module, scheduler, options: LoadOpt
 def _tokenizer(tokenizer: type, folder: Path, _options):
     return tokenizer.from_pretrained(folder, local_files_only=True)
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #c5f676ae
 def _open_text(folder: Path, net: nn.Module, scheduler, options: LoadOptions, teacher: type) -> Teacher:
     if options.class_ids is not None:
         raise ValueError("`teacher.class_ids`: a text-conditional checkpoint has no table of classes; "
@@ -355,7 +355,7 @@ def _of_parts(folder: Path, architecture: Architecture) -> Iterator[tuple[bool, 
     yield (architecture.pipeline not in (None, pipeline), f"{folder / 'model_index.json'}: {pipeline} is no pipeline "
            f"that clarep runs; choose a checkpoint of {architecture.pipeline}")
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #1bd8dde5
 def _of_settings(folder: Path, architecture: Architecture, config: dict) -> Iterator[tuple[bool, str]]:
     "What is wrong with the settings of its networks."
     vae, path, patch_size = folder / "vae", folder / architecture.part, _header(folder).get("patch_size", 1)
@@ -385,7 +385,7 @@ def _damaged(folder: Path, why: str | Exception) -> str:
     remedy = own if (folder / "clarep.json").is_file() else "download it again"
     return f"the teacher at {folder} is damaged or incomplete ({why}); {remedy}"
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #5056118d
 def _scheduler(folder: Path, own: bool) -> SchedulerMixin:
     path = folder / "scheduler_config.json"
     name = load_json(path, made_by="`save_pretrained` of the pipeline").get("_class_name", "")
@@ -406,7 +406,7 @@ class CheckpointInfo(NamedTuple):
     latent_shape: tuple[int, int, int]   # `c h w`
     num_timesteps: int
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #a59aa496
 def meta_teacher(
     path_or_hub_id: str | Path,
     n_classes: int | None = None, # that it is to be used for; needed where classes are prompts
@@ -434,7 +434,7 @@ def _run_once(teacher: Teacher) -> None:
     teacher.decode(teacher.eps(noise, 0, teacher.null(1)))
     teacher.schedule.path(1)
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #cc4b8afa
 def _on_meta(folder: Path, architecture: Architecture, config: dict, scheduler: SchedulerMixin, n: int) -> Teacher:
     vae, teacher = folder / "vae", architecture.teacher
     with torch.device("meta"):

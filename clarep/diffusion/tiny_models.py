@@ -84,7 +84,7 @@ def tiny_text(folder: Path, class_names: list[str], size: int) -> None:
     StableDiffusionPipeline(
         _vae(), encoder, tokenizer, net, scheduler, None, None, requires_safety_checker=False).save_pretrained(folder)
 
-
+# %% ../../nbs/diffusion/06_tiny_models.ipynb #97ff9604
 def tiny_flow(folder: Path, class_names: list[str], size: int) -> None:
     "A text-conditional flow-matching transformer on latents, as in Stable Diffusion 3, without the third text encoder."
     (tokenizer, encoder), (tokenizer_2, encoder_2) = _text(True), _text(True)
@@ -121,7 +121,7 @@ def fit_space(teacher: Teacher, images: torch.Tensor, steps: int, generator: tor
     scale = vae.config.scaling_factor / float(teacher.encode(images[:200]).std())
     vae.register_to_config(scaling_factor=scale)
 
-
+# %% ../../nbs/diffusion/06_tiny_models.ipynb #37e8afa1
 def fit_network(
     teacher: Teacher, images: torch.Tensor, labels: torch.Tensor, steps: int, generator: torch.Generator,
 ) -> None:
@@ -145,7 +145,7 @@ def _check_kind(kind: str) -> None:
     if kind not in TINY:
         raise ValueError(f"`teacher.checkpoint`: no tiny model {kind!r}; allowed: {', '.join(TINY)}")
 
-
+# %% ../../nbs/diffusion/06_tiny_models.ipynb #0441ed82
 def make_tiny_model(
     kind: str,              # one of `TINY`
     folder: str | Path,     # what is written: a checkpoint in diffusers' format

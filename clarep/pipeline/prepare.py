@@ -83,7 +83,7 @@ def teacher_conflicts(
         yield (f"`data.size`: {p.data.size}, but the teacher's images have {info.image_size} pixels per side; "
                "null takes that")
 
-
+# %% ../../nbs/pipeline/03_prepare.ipynb #0ac27e4e
 def arm_conflicts(p: Params) -> Iterator[str]:
     "Yield arms that do not exist, or that the rest of the settings cannot serve."
     for name in p.compare.arms:

@@ -192,7 +192,7 @@ def link_inputs(home: Path, p) -> None: # p: `Params`
             (home / path).parent.mkdir(parents=True, exist_ok=True)
             (home / path).symlink_to((origin / path).resolve())
 
-
+# %% ../../nbs/pipeline/01_stage.ipynb #dca735db
 def run_stage(
     stage: str,
     arm: str | None = None,  # of a stage of the matrix
@@ -229,7 +229,7 @@ def _relocated(notebook, old: str, new: str):
         cell.source = cell.source.replace(old, new)
     return notebook
 
-
+# %% ../../nbs/pipeline/01_stage.ipynb #28ced4e9
 def exit_on_error(what: str, run, *args) -> None: # runs a command of the pipeline
     "Call a function; leave with one message when an input, a setting or a cell is to blame."
     preflight()

@@ -60,7 +60,7 @@ def collect(
         parts.append(part[["experiment", *settings, "besides", *table.columns]])
     return pd.concat(parts, ignore_index=True)
 
-
+# %% ../../nbs/report/03_dependence.ipynb #50e4d92e
 def along(
     table: pd.DataFrame, # of `collect`
     over: str,           # one of its settings

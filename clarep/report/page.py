@@ -370,7 +370,7 @@ def read_histories(
     tables = {arm: [pd.read_csv(f) for f in paths if f.is_file()] for arm, paths in files.items()}
     return {arm: parts for arm, parts in tables.items() if parts}
 
-
+# %% ../../nbs/report/02_page.ipynb #b1939068
 def write_report(
     table: pd.DataFrame, # of `long_table`
     runs: str | Path,    # the folder of all stages
