@@ -20,7 +20,7 @@ from fastcore.script import call_parse
 
 from ..files import DataError, project_root
 from .comparison import (
-    CONTROLS, OWN, against, headlines, markdown_table, name_of, plus_minus, tests_of)
+    CONTROLS, OWN, against, headlines, markdown_table, name_of, plus_minus, read_table, tests_of)
 
 # %% ../../nbs/report/03_dependence.ipynb #fcb10111
 WORKSPACE = "workspace" # name of the experiment that lies in runs/
@@ -34,7 +34,7 @@ def open_experiment(
     "Files, settings and long table of an experiment."
     fs = DVCFileSystem(str(home), rev=None if name == WORKSPACE else name)
     params, table = (fs.read_text(file, encoding="utf-8") for file in ("/params.yaml", "/runs/report/results.csv"))
-    return fs, yaml.safe_load(params), pd.read_csv(StringIO(table), dtype={"class": str})
+    return fs, yaml.safe_load(params), read_table(StringIO(table))
 
 
 def collect(

@@ -28,7 +28,8 @@ from ..images import picture_classes
 from ..params import Params
 from .comparison import (
     BETTER_LOW, OUTCOMES, arms_table, comparisons, cost_tables, differences_table, epochs_figure, forest_figure,
-    headlines, in_markdown, markdown_table, multiplicity_note, name_of, outcome, plus_minus, student_figures, tests_of)
+    headlines, in_markdown, markdown_table, multiplicity_note, name_of, outcome, plus_minus, read_table,
+    student_figures, tests_of)
 from .population import ceiling_shares, retention_draws, share_table
 
 # %% ../../nbs/report/02_page.ipynb #750750ac
@@ -45,8 +46,7 @@ def representation_rows(
 # %% ../../nbs/report/02_page.ipynb #df78e84f
 def load_measurements(runs: Path) -> pd.DataFrame:
     "What stage `representation` measured."
-    return pd.read_csv(runs / "representation/measurements.csv", keep_default_na=False, na_values={"value": ""},
-                       dtype={"class": str}) # a condition is called null, and a class may be called NA or 1
+    return read_table(runs / "representation/measurements.csv")
 
 
 def long_table(
@@ -302,7 +302,7 @@ def clarid_fields(
 ) -> dict:
     "Fields of the template about teacher, CLAReps and their controls."
     h, choice = CLAReps(runs / "clareps/shards").hyperparameters, load_json(runs / "select/choice.json")
-    measurements, sweep = load_measurements(runs), pd.read_csv(runs / "select/sweep.csv", keep_default_na=False)
+    measurements, sweep = load_measurements(runs), read_table(runs / "select/sweep.csv")
     sets = [part for _, part in measurements.groupby("set", sort=False)]
     answers = load_tensors(runs / "representation/right.safetensors")[0] # of the first set
     labels = {"class": int(answers.pop("labels").max()) + 1, "background": len(PHOTOS)}
