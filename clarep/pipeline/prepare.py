@@ -111,8 +111,8 @@ def method_conflicts(p: Params) -> Iterator[str]:
         yield "`representation.methods`: clarid is missing; every other method is compared with it"
 
 # %% ../../nbs/pipeline/03_prepare.ipynb #e7fc4670
-NOT_COUNTED = {"tune": "arm repfusion asks the teacher; its file of stage auxiliary changes with the teacher",
-               "student": "arm repfusion asks the teacher; its file of stage auxiliary changes with the teacher"}
+NOT_COUNTED = {"tune": "repfusion and dra ask the teacher; its file of stage auxiliary changes with the teacher",
+               "student": "repfusion and dra ask the teacher; its file of stage auxiliary changes with the teacher"}
 
 
 def stage_modules(
