@@ -1,10 +1,13 @@
-"""Copy the students' headline tests from runs/report/report.md into README.md; with --check, fail when they differ."""
+"""Copy the default's table and findings from runs/report into README.md; with --check, fail on a difference."""
 
 import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from clarep.params import load_params
+from clarep.report.comparison import read_table
 
 HOME = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -26,18 +29,43 @@ def headline_table(report: str) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
+def findings(report: str, results: pd.DataFrame) -> str:
+    """Three lines of numbers that the table does not show."""
+    table = report.split("| difference |")[1].split("\n\n")[0].splitlines()
+    column = [cell.strip() for cell in table[0].split("|")].index("mixed-rand")
+    rows = [re.match(r"\| `cadistill` minus (`.*?`) (\|.*)", line) for line in table]
+    against = ", ".join(f"{row[1]} {row[2].split('|')[column + 1].strip()}" for row in filter(None, rows))
+    everything = results[results["class"] == "all"]
+    flat = everything[everything.metric == "flat"].groupby("arm", sort=False).value.agg(["sum", "count"])
+    ends = ", ".join(f"`{arm}` {int(n)}" for arm, (n, _) in flat.iterrows())
+    value = everything[everything.stage == "representation"].groupby(["arm", "metric"]).value.mean()
+
+    def retained(arm: str, suffix: str = "") -> str:
+        return f"{value[arm, f'class_retained{suffix}']:.2f} and {value[arm, f'background_retained{suffix}']:.2f}"
+
+    return (
+        f"- On mixed-rand, `cadistill` minus {against}.\n"
+        f"- Trained until flat, of {flat['count'].iloc[0]} seeds each: {ends}.\n"
+        f"- Class and background that fixed probes read: CLARID {retained('clarid')}, random directions "
+        f"{retained('random')}, a low-pass (12 lowest frequencies removed) {retained('low_frequency, k = 12')}. "
+        f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}. "
+        f"In {100 * value['teacher', 'teacher_own_scene']:.0f} % of the teacher's guided samples a probe names the "
+        "scene that belongs to the class.\n"
+    )
+
+
 def main() -> None:
     if load_params(HOME / "params.yaml") != load_params(HOME / "presets/default.yaml"):
         print("README.md shows the default experiment; params.yaml is another one, so it stays as it is")
         return
-    readme = HOME / "README.md"
-    old, report = readme.read_text(encoding="utf-8"), (HOME / "runs/report/report.md").read_text(encoding="utf-8")
-    table = headline_table(report)
-    new = BLOCK.sub(lambda m: m[1] + "\n" + table + "\n" + m[2], old)
+    readme, runs = HOME / "README.md", HOME / "runs/report"
+    old, report = readme.read_text(encoding="utf-8"), (runs / "report.md").read_text(encoding="utf-8")
+    text = headline_table(report) + "\n" + findings(report, read_table(runs / "results.csv"))
+    new = BLOCK.sub(lambda m: m[1] + "\n" + text + m[2], old)
     if "--check" not in sys.argv:
         readme.write_text(new, encoding="utf-8")
     elif new != old:
-        sys.exit("error: README.md does not show what runs/report/report.md holds; run `make readme`")
+        sys.exit("error: README.md does not show what runs/report holds; run `make readme`")
 
 
 if __name__ == "__main__":
