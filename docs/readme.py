@@ -35,10 +35,10 @@ def findings(report: str, results: pd.DataFrame) -> str:
     column = [cell.strip() for cell in table[0].split("|")].index("mixed-rand")
     rows = [re.match(r"\| `cadistill` minus (`.*?`) (\|.*)", line) for line in table]
     against = ", ".join(f"{row[1]} {row[2].split('|')[column + 1].strip()}" for row in filter(None, rows))
-    everything = results[results["class"] == "all"]
-    flat = everything[everything.metric == "flat"].groupby("arm", sort=False).value.agg(["sum", "count"])
+    overall = results[results["class"] == "all"]
+    flat = overall[overall.metric == "flat"].groupby("arm", sort=False).value.agg(["sum", "count"])
     ends = ", ".join(f"`{arm}` {int(n)}" for arm, (n, _) in flat.iterrows())
-    value = everything[everything.stage == "representation"].groupby(["arm", "metric"]).value.mean()
+    value = overall[overall.stage == "representation"].groupby(["arm", "metric"]).value.mean()
 
     def retained(arm: str, suffix: str = "") -> str:
         return f"{value[arm, f'class_retained{suffix}']:.2f} and {value[arm, f'background_retained{suffix}']:.2f}"
