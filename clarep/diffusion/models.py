@@ -183,9 +183,9 @@ class Teacher(Network):
             names = ", ".join(self.class_names[:5]) + (", ..." if n > 5 else "")
             raise DataError(f"{n} classes ({names}), but " + (f"{len(class_ids)} class ids" if class_ids else
                             f"the network has a table of {size}; `class_ids` says which of it they are"))
-        if repeats := [i for i in ids if ids.count(i) > 1]:
-            both = [name for name, i in zip(self.class_names, ids) if i == repeats[0]]
-            raise DataError(f"the classes {' and '.join(both)} have one id in the network's table, {repeats[0]}, so the "
+        if again := [i for i in ids if ids.count(i) > 1]:
+            both = [name for name, i in zip(self.class_names, ids) if i == again[0]]
+            raise DataError(f"the classes {' and '.join(both)} have one id in the network's table, {again[0]}, so the "
                             "teacher cannot tell them apart; `class_ids` says which rows they are")
         if unknown := [i for i in [*ids, null] if not 0 <= i <= size or (i == null and i in ids)]:
             raise DataError(f"class id {unknown[0]} is not in the network's table of {size} classes and null ({null})")

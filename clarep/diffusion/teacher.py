@@ -295,8 +295,8 @@ def _prompt_embeddings(folder: Path, net: nn.Module, scheduler, options: LoadOpt
     pipe = _pipeline(architecture_of(folder), net, scheduler, **parts)
     others = {f"prompt_{i}": None for i in (2, 3) if hasattr(pipe, f"text_encoder_{i}")}
     prompts = [options.prompt.replace("{name}", name.split(",")[0]) for name in options.class_names]
-    if repeats := [prompt for prompt, n in Counter(prompts).items() if n > 1]:
-        raise ValueError(f"{prompts.count(repeats[0])} classes have the prompt {repeats[0]!r}, so the teacher cannot "
+    if again := [prompt for prompt, n in Counter(prompts).items() if n > 1]:
+        raise ValueError(f"{prompts.count(again[0])} classes have the prompt {again[0]!r}, so the teacher cannot "
                          "tell them apart; a name counts up to its first comma: rename them")
     with torch.no_grad():
         rows = [pipe.encode_prompt(prompt=prompt, **others, device=options.device, num_images_per_prompt=1,
