@@ -31,6 +31,7 @@ class Classifier:
     model: nn.Module       # images in [-1, 1], `n 3 h w`, to scores `n k`; in evaluation mode, on its device
     class_names: list[str] # of the scores' columns
     image_size: int        # pixels per side
+    seed: int = 0          # of its training, where it is known
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +57,13 @@ def check_classifier(
     if images.class_names != classifier.class_names:
         raise DataError(f"{classifier.name} has the classes {', '.join(classifier.class_names[:5])}, ..., the images "
                         f"{', '.join(images.class_names[:5])}, ...; give images of the same classes in the same order")
-    scores = classifier.model(to_unit(images.images[:n]).to(classifier.device))
+    if (size := images.images.shape[1]) != classifier.image_size:
+        raise DataError(f"{classifier.name} takes images of {classifier.image_size} pixels, these have {size}; give "
+                        "others, or a folder, whose images are resized")
+    try:
+        scores = classifier.model(to_unit(images.images[:n]).to(classifier.device))
+    except (RuntimeError, AssertionError, ValueError) as e:
+        raise DataError(f"{classifier.name} cannot take images of {size} pixels ({str(e)[:200]})") from e
     if scores.shape != (min(n, len(images)), len(classifier.class_names)):
         raise DataError(f"{classifier.name} gives scores of shape {tuple(scores.shape)} for {min(n, len(images))} "
                         f"images of {len(classifier.class_names)} classes; it has to give one score per class")
