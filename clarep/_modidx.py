@@ -801,6 +801,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'clarep/evaluate/corruptions.py'),
                                              'clarep.evaluate.corruptions.frost': ( 'evaluate/corruptions.html#frost',
                                                                                     'clarep/evaluate/corruptions.py'),
+                                             'clarep.evaluate.corruptions.frost_photo': ( 'evaluate/corruptions.html#frost_photo',
+                                                                                          'clarep/evaluate/corruptions.py'),
                                              'clarep.evaluate.corruptions.glass_blur': ( 'evaluate/corruptions.html#glass_blur',
                                                                                          'clarep/evaluate/corruptions.py'),
                                              'clarep.evaluate.corruptions.jpeg': ( 'evaluate/corruptions.html#jpeg',

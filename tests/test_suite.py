@@ -1,16 +1,17 @@
 """The command `python -m clarep.evaluate`: foreign models, kills, and what it refuses."""
 
-import signal
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import HOME, run_in
+from conftest import HOME
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -20,12 +21,11 @@ from clarep.digits import digits_on_photos
 from clarep.evaluate.adversarial import masking_checks, masking_metrics
 from clarep.evaluate.suite import Normalised
 from clarep.evaluate.tasks import Classifier
-
-SMOKE = ("--preset", "smoke", "--device", "cpu")
+from clarep.report.profile import main
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory) -> Iterator[Path]:
     """A folder of images, weights of a network of timm, and a module of a user."""
     folder = tmp_path_factory.mktemp("suite")
     data = digits_on_photos("test", 40, 32, rho=0.3, opacity=1.0, clutter=0)
@@ -41,59 +41,66 @@ def place(tmp_path_factory) -> Path:
         "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
         "nn.Linear(4, width))\n\ndef wide():\n    return network(12)\n"
     )
-    return folder
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
 
 
-def command(place: Path, spec: str, out: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "clarep.evaluate", spec, "--data", str(place / "images"), "--out", str(place / out),
-            *SMOKE, *options]
+def command(place: Path, spec: str, out: str, *options: str) -> dict:
+    """Arguments of `subprocess` for the command in a process of its own."""
+    args = [sys.executable, "-m", "clarep.evaluate", spec, "--data", str(place / "images"), "--out", str(place / out)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return {
+        "args": [*args, "--preset", "smoke", "--device", "cpu", "--image_size", "32", *options],
+        "cwd": HOME,
+        "env": env,
+    }
 
 
-def evaluate(place: Path, *args: str) -> subprocess.CompletedProcess:
-    return run_in(HOME, "env", f"PYTHONPATH={place}:{HOME}", *command(place, *args))
+def here(place: Path, spec: str, out: str, image_size: int | None = 32) -> None:
+    """What the command does, in this process."""
+    main(spec, str(place / "images"), str(place / out), preset="smoke", device="cpu", image_size=image_size)
 
 
 def test_foreign_model_by_one_command(place):
-    done = evaluate(place, "timm:test_resnet", "timm", "--weights", str(place / "weights.safetensors"), "--image_size",
-                    "32")
+    spec, weights = "timm:test_resnet", str(place / "weights.safetensors")
+    done = subprocess.run(**command(place, spec, "timm", "--weights", weights), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     table = pd.read_csv(place / "timm/suite.csv", dtype={"class": str})
     assert {"acc_pgd20_linf_1", "masking_zero_gradient", "acc_contrast_3", "mce_raw"} <= set(table.metric)
-    assert set(table.arm) == {"timm:test_resnet"} and table.value.between(0, 1).all()
+    assert set(table.arm) == {spec} and table.value.between(0, 1).all()
     page = (place / "timm/profile.html").read_text()
     assert page.count("data:image/png") == 3 and "<h1>Profile of timm:test" in page
 
 
 def test_killed_and_resumed_is_equal(place):
-    whole = evaluate(place, "foreign:network", "whole", "--image_size", "32")
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    env = {"PYTHONPATH": f"{place}:{HOME}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(place, "foreign:network", "cut", "--image_size", "32"), cwd=HOME, env=env,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = place / "cut/tasks/attacks/acc_pgd20_linf_1.safetensors"
-    deadline = time.monotonic() + 300
+    here(place, "foreign:network", "whole")
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(**command(place, "foreign:network", "cut"), **silent)
+    first, deadline = place / "cut/tasks/attacks/acc_pgd20_linf_1.safetensors", time.monotonic() + 300
     while not first.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert first.is_file() and not (place / "cut/suite.csv").exists()
     written = first.stat().st_mtime_ns
-    assert evaluate(place, "foreign:network", "cut", "--image_size", "32").returncode == 0
+    here(place, "foreign:network", "cut")
     assert first.stat().st_mtime_ns == written
     assert (place / "cut/suite.csv").read_bytes() == (place / "whole/suite.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("spec", "image_size", "message"),
     [
-        (("foreign:wide", "bad", "--image_size", "32"), "foreign:wide gives scores of shape (40, 12)"),
-        (("foreign:network", "bad"), "give their size in pixels"),
-        (("timm:no_such_net", "bad", "--image_size", "32"), "no such network"),
+        ("foreign:wide", 32, r"foreign:wide gives scores of shape \(40, 12\)"),
+        ("foreign:network", None, "give their size in pixels"),
+        ("timm:no_such_net", 32, "no such network"),
+        ("foreign:nothing", 32, "foreign:nothing"),
     ],
 )
-def test_refused_before_anything_runs(place, options, message):
-    done = evaluate(place, *options)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+def test_refused_before_anything_runs(place, spec, image_size, message):
+    with pytest.raises(SystemExit, match=message):
+        here(place, spec, "bad", image_size)
     assert not (place / "bad").exists()
 
 
@@ -111,12 +118,15 @@ class Quantised(nn.Module):
 
 def test_masked_model_is_flagged():
     data = digits_on_photos("test", 40, 32, rho=0.3, opacity=1.0, clutter=0)
-    plain, masked, other = (Classifier("net", model.eval(), data.class_names, 32)
-                            for model in (Quantised(None), Quantised(8), Normalised(Quantised(None))))
+    plain, masked, other = (
+        Classifier("net", model.eval(), data.class_names, 32)
+        for model in (Quantised(None), Quantised(8), Normalised(Quantised(None)))
+    )
     with torch.no_grad():
         answers = plain.model(data.images.permute(0, 3, 1, 2).float() / 127.5 - 1).argmax(1)
     data = type(data)(data.images, answers, data.class_names)  # an untrained network is right about its own answers
-    verdicts = [masking_checks(masking_metrics(c, data, transfer=other)).set_index("check").verdict
-                for c in (plain, masked)]
+    verdicts = [
+        masking_checks(masking_metrics(c, data, transfer=other)).set_index("check").verdict for c in (plain, masked)
+    ]
     assert (verdicts[0] != "flagged").all(), verdicts[0]
     assert (verdicts[1] == "flagged").sum() >= 2, verdicts[1]

@@ -7,7 +7,7 @@ __all__ = ['SUITES', 'PRESETS', 'Normalised', 'timm_classifier', 'module_classif
            'folder_images', 'open_data', 'Suite', 'known_settings', 'attacks', 'attack_figures', 'corruptions',
            'corruption_figures', 'corruption_summary', 'task_key', 'run_suites']
 
-# %% ../../nbs/evaluate/suite.ipynb #b822453a
+# %% ../../nbs/evaluate/suite.ipynb #be9b9b86
 import importlib
 import inspect
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from torch import nn
 
 from ..classifiers.networks import load_student
 from .adversarial import attack_curves, attack_tasks, loss_surface, surface_figure
-from .corruptions import corruption_errors, corruption_figure, corruption_tasks, mce
+from .corruptions import COMMON, corruption_errors, corruption_figure, corruption_tasks, mce
 from .statistics import COLUMNS
 from .tasks import Classifier, Task, check_classifier, digest, run_tasks
 from ..files import DataError, atomic_write, code_digest, load_tensors
@@ -137,7 +137,7 @@ def open_data(
         raise DataError(f"{spec} does not say which images it takes; give their size in pixels")
     return folder_images(path, size, n, header.get("class_names"))
 
-# %% ../../nbs/evaluate/suite.ipynb #408750be
+# %% ../../nbs/evaluate/suite.ipynb #fc4412a4
 class Suite(NamedTuple):
     "A row of `SUITES`."
     code: str # module whose changes make results stale
@@ -184,8 +184,9 @@ def corruption_figures(classifier: Classifier, data: Images, table: pd.DataFrame
 
 
 def corruption_summary(table: pd.DataFrame) -> dict[str, float]:
-    "Raw mCE, and the mean error at every severity."
+    "Raw mCE, and the mean error of the common corruptions at every severity."
     errors = corruption_errors(table)
+    errors = errors[errors.index.isin(COMMON)]
     return {"mce_raw": mce(errors)} | {f"error_severity_{s}": v for s, v in errors.mean().items()}
 
 
@@ -202,7 +203,7 @@ PRESETS = { # suite: what differs from its defaults
              "corruptions": {"severities": [1, 2, 3, 4, 5], "n_images": 2000}},
 }
 
-# %% ../../nbs/evaluate/suite.ipynb #6b86096b
+# %% ../../nbs/evaluate/suite.ipynb #e2791a95
 def task_key(classifier: Classifier, data: Images, name: str, settings: dict) -> list:
     "What the values of a suite's tasks depend on."
     own = {k: v for k, v in settings.items() if not isinstance(v, list | tuple)}
@@ -231,7 +232,8 @@ def run_suites(
     for name in suites:
         key = task_key(classifier, data, name, settings.get(name, {}))
         table = run_tasks(tasks[name], folder / "tasks" / name, data.class_names, *key)
-        numbers = pd.DataFrame({"metric": k, "class": "all", "value": v} for k, v in SUITES[name].summary(table).items())
+        summary = SUITES[name].summary(table).items()
+        numbers = pd.DataFrame({"metric": k, "class": "all", "value": v} for k, v in summary)
         both = pd.concat([table, numbers]).assign(stage="suite", arm=classifier.name, seed=classifier.seed, suite=name)
         tables.append(both[[*COLUMNS, "low", "high", "images", "suite"]])
         for picture, figure in SUITES[name].figures(classifier, data, table).items():

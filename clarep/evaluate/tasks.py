@@ -97,7 +97,7 @@ def _key_of(path: Path) -> str | None:
 
 def _save(task: Task, result: torch.Tensor | dict[str, float], folder: Path, digest: str) -> None:
     names = list(result) if isinstance(result, dict) else []
-    values = torch.tensor(list(result.values())) if names else result
+    values = torch.tensor(list(result.values()), dtype=torch.float64) if names else result
     if not names and values.shape != task.labels.shape:
         raise ValueError(f"{task.metric}: {len(values)} values for {len(task.labels)} images")
     tensors = {"values": values.double()} | ({} if names else {"labels": task.labels})

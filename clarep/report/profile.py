@@ -19,7 +19,7 @@ from ..params import ParamsError, read_yaml
 from .comparison import in_markdown, markdown_table
 from .page import to_page
 
-# %% ../../nbs/report/06_profile.ipynb #d8d066f1
+# %% ../../nbs/report/06_profile.ipynb #9f972fc8
 def number(value: float, low: float, high: float) -> str:
     "A value with its interval, where it has one."
     return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low == low and abs(low) < float("inf") else "")
@@ -44,8 +44,8 @@ def checks_table(table: pd.DataFrame) -> str: # table: of suite `attacks`; Markd
         return ""
     checks = masking_checks(values.to_dict())
     flags = (checks.verdict == "flagged").sum()
-    head = (f"**{flags} of {len(checks)} checks are flagged: the accuracies under attack may be too high.**" if flags else
-            "No check found a sign of hidden gradients.")
+    head = (f"**{flags} of {len(checks)} checks are flagged: the accuracies under attack may be too high.**"
+            if flags else "No check found a sign of hidden gradients.")
     return f"\n{head}\n\n" + markdown_table(list(checks.columns), checks.to_numpy().tolist()) + "\n"
 
 
@@ -75,7 +75,7 @@ def write_profile(text: str, folder: str | Path) -> None: # text: of `profile_pa
         with atomic_write(Path(folder) / name) as part:
             part.write_text(content, encoding="utf-8")
 
-# %% ../../nbs/report/06_profile.ipynb #5d7f37ac
+# %% ../../nbs/report/06_profile.ipynb #99738fcb
 def suite_settings(preset: str, file: str | None) -> dict[str, dict]: # suite: settings
     "The settings of a preset, and over them those of a YAML file."
     if preset not in PRESETS:
@@ -104,10 +104,10 @@ def main(
         if not data:
             raise DataError("no images; give a split (.safetensors) or a folder of class folders as --data")
         source = open_data(data, checkpoint, image_size, images)
-        classifier = open_classifier(checkpoint, source, weights, resolve_device(device))
+        classifier = open_classifier(checkpoint, source, weights, resolve_device(device, "float32")[0])
         table = run_suites(classifier, source, suite.split(","), out, suite_settings(preset, settings), cache)
         base = pd.read_csv(baseline) if baseline else None
         write_profile(profile_page(table, out, f"{len(source)} images of {data}", base), out)
-    except (DataError, ParamsError, OSError) as e:
+    except (DataError, ParamsError, OSError, ValueError) as e:
         raise SystemExit(f"error: {e}") from e
     print(f"{Path(out) / 'profile.html'}: {table.metric.nunique()} metrics of {classifier.name}")
