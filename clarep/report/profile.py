@@ -75,7 +75,7 @@ def write_profile(text: str, folder: str | Path) -> None: # text: of `profile_pa
         with atomic_write(Path(folder) / name) as part:
             part.write_text(content, encoding="utf-8")
 
-# %% ../../nbs/report/06_profile.ipynb #99738fcb
+# %% ../../nbs/report/06_profile.ipynb #af07895d
 def suite_settings(preset: str, file: str | None) -> dict[str, dict]: # suite: settings
     "The settings of a preset, and over them those of a YAML file."
     if preset not in PRESETS:
@@ -105,8 +105,8 @@ def main(
             raise DataError("no images; give a split (.safetensors) or a folder of class folders as --data")
         source = open_data(data, checkpoint, image_size, images)
         classifier = open_classifier(checkpoint, source, weights, resolve_device(device, "float32")[0])
-        table = run_suites(classifier, source, suite.split(","), out, suite_settings(preset, settings), cache)
         base = pd.read_csv(baseline) if baseline else None
+        table = run_suites(classifier, source, suite.split(","), out, suite_settings(preset, settings), cache)
         write_profile(profile_page(table, out, f"{len(source)} images of {data}", base), out)
     except (DataError, ParamsError, OSError, ValueError) as e:
         raise SystemExit(f"error: {e}") from e
