@@ -102,7 +102,7 @@ def open_classifier(
         raise DataError(f"{spec!r} is no classifier; give a student.safetensors, timm:NAME or package.module:function")
     return Classifier(name, model.to(device).eval().requires_grad_(False), list(names), size, seed)
 
-# %% ../../nbs/evaluate/suite.ipynb #ff595126
+# %% ../../nbs/evaluate/suite.ipynb #ec835c97
 def folder_images(folder: str | Path, image_size: int, n: int, names: list[str] | None = None, seed: int = 0) -> Images:
     "At most `n` images of a folder, classes in turn; `names`: their order, where the folder has just these classes."
     files = list_files(folder, Tally())
@@ -127,7 +127,10 @@ def open_data(
 ) -> Images:
     "The images that a classifier is measured on; raises `DataError`."
     if Path(path).is_file():
-        return Images.load(path)
+        try:
+            return Images.load(path)
+        except KeyError as e:
+            raise DataError(f"{path} has no {e.args[0]}; give a split that stage data wrote") from e
     if not Path(path).is_dir():
         raise DataError(f"{path} is not there; give a split (.safetensors) or a folder with one folder per class")
     header = load_tensors(file)[1] if (file := student_file(spec)) else {}
@@ -203,14 +206,13 @@ PRESETS = { # suite: what differs from its defaults
              "corruptions": {"severities": [1, 2, 3, 4, 5], "n_images": 2000}},
 }
 
-# %% ../../nbs/evaluate/suite.ipynb #e2791a95
-def task_key(classifier: Classifier, data: Images, name: str, settings: dict) -> list:
-    "What the values of a suite's tasks depend on."
+# %% ../../nbs/evaluate/suite.ipynb #9f81af43
+def task_key(classifier: Classifier, data: Images, settings: dict) -> list:
+    "What the values of a suite's tasks depend on, beside the code."
     own = {k: v for k, v in settings.items() if not isinstance(v, list | tuple)}
     if (path := own.get("transfer")) and (file := student_file(path)):
         own["transfer"] = digest(*load_tensors(file)[0].values())
-    return [digest(*classifier.model.state_dict().values(), data.images, data.labels), classifier.name, own,
-            code_digest(SUITES[name].code)]
+    return [digest(*classifier.model.state_dict().values(), data.images, data.labels), classifier.name, own]
 
 
 def run_suites(
@@ -226,11 +228,12 @@ def run_suites(
     if unknown := [name for name in (*suites, *settings) if name not in SUITES]:
         raise DataError(f"there is no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
     check_classifier(classifier, data)
-    tasks = {name: SUITES[name].tasks(classifier, data, settings.get(name, {}), Path(cache or folder / "cache"))
-             for name in suites}
+    codes = {name: code_digest(SUITES[name].code) for name in suites}
+    tasks = {name: SUITES[name].tasks(classifier, data, settings.get(name, {}),
+                                      Path(cache or folder / "cache") / f"{name}-{codes[name]}") for name in suites}
     tables = []
     for name in suites:
-        key = task_key(classifier, data, name, settings.get(name, {}))
+        key = task_key(classifier, data, settings.get(name, {})), codes[name]
         table = run_tasks(tasks[name], folder / "tasks" / name, data.class_names, *key)
         summary = SUITES[name].summary(table).items()
         numbers = pd.DataFrame({"metric": k, "class": "all", "value": v} for k, v in summary)
