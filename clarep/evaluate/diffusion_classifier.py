@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['draw_timesteps', 'halving', 'evaluations_per_image', 'DiffusionClassifier', 'diffusion_tasks', 'teacher_figure']
 
-# %% ../../nbs/evaluate/diffusion_classifier.ipynb #a68cc67d
+# %% ../../nbs/evaluate/diffusion_classifier.ipynb #79343a62
 import math
 import zlib
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from einops import rearrange
 from matplotlib.figure import Figure
 from scipy.stats import qmc
 from torch import nn
@@ -128,9 +127,9 @@ def diffusion_tasks(
     cost = Task("evaluations_per_image", lambda: {"evaluations_per_image": float(model.evaluations)})
     return [*(accuracy_task(name, x, labels) for name, (x, labels) in sets.items()), cost]
 
-# %% ../../nbs/evaluate/diffusion_classifier.ipynb #647c853c
+# %% ../../nbs/evaluate/diffusion_classifier.ipynb #82a4b80d
 def teacher_figure(
-    table: pd.DataFrame, # columns classifier, set, value, low, high, images; the teacher's rows first
+    table: pd.DataFrame, # columns classifier, set, value, low, high; the teacher's rows first
 ) -> Figure:
     "Accuracy of the teacher beside students, a group per set, with intervals over images."
     sets, names = list(dict.fromkeys(table.set)), list(dict.fromkeys(table.classifier))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['layers_in_order', 'penultimate', 'teacher_features', 'k_nearest', 'feature_tasks', 'feature_map', 'map_figure']
 
-# %% ../../nbs/evaluate/features.ipynb #572b3952
+# %% ../../nbs/evaluate/features.ipynb #ea1da352
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import nn
 
 from ..clarid.identify import invert_images, pooled_features
 from ..classifiers.probes import linear_probe
-from ..diffusion.models import activation
 from ..diffusion.teacher import Teacher
 from .calibration import COLORS, MARKERS
 from .representation import clusters
@@ -108,7 +107,7 @@ def feature_tasks(
             Task(f"{prefix}knn", lambda: k_nearest(features, labels).double(), labels, 0),
             Task(f"{prefix}linear_probe", lambda: linear_probe(features, labels).double(), labels, 0)]
 
-# %% ../../nbs/evaluate/features.ipynb #5e1183ac
+# %% ../../nbs/evaluate/features.ipynb #8e332439
 def feature_map(
     features: torch.Tensor, # `n m`
     method: str = "umap",   # or "pca"
@@ -137,11 +136,12 @@ def map_figure(
         for i, c in enumerate(classes):
             own = places[labels.numpy() == c]
             face = COLORS[i % 7] if i < 7 else "none"
-            ax.scatter(*own.T, 14, face, MARKERS[i % 7], edgecolors=COLORS[i % 7], lw=0.8, alpha=0.6,
+            ax.scatter(*own.T, 14, face, marker=MARKERS[i % 7], edgecolors=COLORS[i % 7], lw=0.8, alpha=0.6,
                        label=as_text(class_names[c]))
             if len(own):
                 ax.annotate(as_text(class_names[c]), np.median(own, 0), ha="center", fontsize=8, weight="bold",
                             bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7})
         ax.set_title(title, fontsize=10), ax.set_xticks([]), ax.set_yticks([])
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, 3 * len(maps)),
+               frameon=False, fontsize=8)
     return fig
