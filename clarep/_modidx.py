@@ -876,6 +876,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'clarep/evaluate/shifts.py'),
                                         'clarep.evaluate.shifts.masked_images': ( 'evaluate/shifts.html#masked_images',
                                                                                   'clarep/evaluate/shifts.py'),
+                                        'clarep.evaluate.shifts.read_image': ( 'evaluate/shifts.html#read_image',
+                                                                               'clarep/evaluate/shifts.py'),
                                         'clarep.evaluate.shifts.real_set': ('evaluate/shifts.html#real_set', 'clarep/evaluate/shifts.py'),
                                         'clarep.evaluate.shifts.right_answers': ( 'evaluate/shifts.html#right_answers',
                                                                                   'clarep/evaluate/shifts.py'),

@@ -76,7 +76,7 @@ def teacher_features(
     x = invert_images(teacher, images, t_f, min(steps, t_f))
     return pooled_features(teacher, x, teacher.null(len(x)), t_f, layer)
 
-# %% ../../nbs/evaluate/features.ipynb #ab3fe32b
+# %% ../../nbs/evaluate/features.ipynb #421a770b
 def k_nearest(
     features: torch.Tensor, # `n m`
     labels: torch.Tensor,   # `n`
@@ -99,7 +99,7 @@ def feature_tasks(
         raise DataError(f"features of {len(labels)} images of {n} classes: clusters and probes need at least ten "
                         "images and two classes; bring more")
     if not features.isfinite().all():
-        raise DataError(f"{prefix or 'the'} features are not finite, so nothing can be measured in them; train the "
+        raise DataError(f"{prefix}features are not finite, so nothing can be measured in them; train the "
                         "network with a lower learning rate")
     def measures():
         return {f"{prefix}{name}": value for name, value in clusters(features, labels, seed).items()}
