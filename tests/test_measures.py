@@ -10,7 +10,8 @@ from PIL import Image
 
 from clarep.classifiers.networks import SmallCNN, predict
 from clarep.diffusion.models import Teacher
-from clarep.diffusion.teacher import build_scheduler, build_unet
+from clarep.diffusion.teacher import build_scheduler, build_unet, load_teacher
+from clarep.diffusion.tiny_models import TINY
 from clarep.digits import digits_on_photos
 from clarep.evaluate.attribution import METHODS, attribution_maps, attribution_tasks
 from clarep.evaluate.calibration import calibration_tasks
@@ -38,9 +39,12 @@ def timm_network(name: str, **options) -> Classifier:
 
 
 def all_tasks(c: Classifier, images: Images, methods: list[str] = METHODS) -> list:
-    features = penultimate(c, to_unit(images.images))
     measures = [*attribution_tasks(c, images, methods, steps=2), *calibration_tasks(c, images)]
-    return [*measures, *composed_tasks(c, images), *feature_tasks(features, images.labels)]
+    return [
+        *measures,
+        *composed_tasks(c, images),
+        *feature_tasks(lambda: penultimate(c, to_unit(images.images)), images.labels),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,18 @@ def test_scores_that_are_no_numbers_are_refused_or_wrong(tmp_path):
             task.run()
     assert all(task.run().max() == 0 for task in composed_tasks(broken, DATA, ["only_fg", "only_bg"]))
     with pytest.raises(DataError, match="student_features are not finite"):
-        feature_tasks(torch.full((40, 8), math.nan), DATA.labels, prefix="student_")
+        feature_tasks(lambda: torch.full((40, 8), math.nan), DATA.labels, prefix="student_")[0].run()
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_every_kind_of_teacher_classifies(tmp_path, kind):
+    torch.manual_seed(0)
+    TINY[kind](tmp_path, list("abc"), 16)
+    model = DiffusionClassifier(load_teacher(tmp_path, class_names=list("abc")), 4)
+    x = torch.rand(3, 3, 16, 16) * 2 - 1
+    scores = model(x)
+    assert scores.isfinite().all() and ((scores == 0).sum(1) == 1).all() and (scores <= 0).all()
+    torch.testing.assert_close(model(x[1:2]), scores[1:2])
 
 
 def test_a_teacher_that_diverged_names_no_class():
@@ -92,7 +107,7 @@ def test_one_class_only(tmp_path):
     assert values[["ece", "nll", "brier", "own_bg_gap"]].tolist() == [0, 0, 0, 0]
     assert values.auroc_softmax_noise == 0.5
     with pytest.raises(DataError, match="40 images of 1 classes"):
-        feature_tasks(penultimate(c, X), only.labels)
+        feature_tasks(lambda: penultimate(c, X), only.labels)
     teacher = Teacher(build_unet(8, 1, [16, 32]), build_scheduler(), ["digit"])
     assert predict(DiffusionClassifier(teacher, 2), torch.rand(3, 3, 8, 8)).tolist() == [0, 0, 0]
 

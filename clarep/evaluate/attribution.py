@@ -6,7 +6,9 @@
 __all__ = ['METHODS', 'last_convolution', 'attribution_maps', 'share_inside', 'attribution_tasks', 'disagreements',
            'disagreement_figure']
 
-# %% ../../nbs/evaluate/attribution.ipynb #a6212d92
+# %% ../../nbs/evaluate/attribution.ipynb #1c60d4c7
+from functools import cache
+
 import matplotlib.pyplot as plt
 import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
@@ -58,7 +60,7 @@ def attribution_maps(
         maps.append(fine.detach().float().cpu())
     return torch.cat(maps)
 
-# %% ../../nbs/evaluate/attribution.ipynb #58ff6011
+# %% ../../nbs/evaluate/attribution.ipynb #4f91566a
 def share_inside(
     maps: torch.Tensor, # at least zero, `n h w`
     mask: torch.Tensor, # uint8, `n h w`, 255 is all
@@ -83,11 +85,10 @@ def attribution_tasks(
         raise DataError(f"{min(unknown)!r} is no method of attribution; there are: {', '.join(METHODS)}")
     if "gradcam" in methods:
         last_convolution(classifier)
-    n, maps = len(images), {}
+    n = len(images)
+    @cache
     def map_of(method):
-        if method not in maps:
-            maps[method] = attribution_maps(classifier, to_unit(images.images), method, steps)
-        return maps[method]
+        return attribution_maps(classifier, to_unit(images.images), method, steps)
     def tasks_of(method):
         return [Task(f"{method}_inside", lambda: share_inside(map_of(method), images.mask), images.labels,
                      n * (2 * steps if method == "ig" else 3)),

@@ -5,7 +5,10 @@
 # %% auto #0
 __all__ = ['layers_in_order', 'penultimate', 'teacher_features', 'k_nearest', 'feature_tasks', 'feature_map', 'map_figure']
 
-# %% ../../nbs/evaluate/features.ipynb #ea1da352
+# %% ../../nbs/evaluate/features.ipynb #4f04d23d
+from collections.abc import Callable
+from functools import cache
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -76,7 +79,7 @@ def teacher_features(
     x = invert_images(teacher, images, t_f, min(steps, t_f))
     return pooled_features(teacher, x, teacher.null(len(x)), t_f, layer)
 
-# %% ../../nbs/evaluate/features.ipynb #421a770b
+# %% ../../nbs/evaluate/features.ipynb #44e655b0
 def k_nearest(
     features: torch.Tensor, # `n m`
     labels: torch.Tensor,   # `n`
@@ -88,24 +91,27 @@ def k_nearest(
 
 
 def feature_tasks(
-    features: torch.Tensor, # finite, `n m`
-    labels: torch.Tensor,   # `n`
-    prefix: str = "",       # of the metrics: whose features they are
+    features: Callable[[], torch.Tensor], # computes them, `n m`; called once, when the first task runs
+    labels: torch.Tensor,                 # `n`
+    prefix: str = "",                     # of the metrics: whose features they are
     seed: int = 0,
 ) -> list[Task]:
-    "`nmi`, `ami`, `silhouette`; `knn` and `linear_probe` per image."
-    counts = labels.bincount()
-    if (n := int((counts > 0).sum())) < 2 or len(labels) < 10:
+    "`nmi`, `ami`, `silhouette`; `knn` and `linear_probe` per image; raises `DataError` for less than two classes."
+    if (n := len(labels.unique())) < 2 or len(labels) < 10:
         raise DataError(f"features of {len(labels)} images of {n} classes: clusters and probes need at least ten "
                         "images and two classes; bring more")
-    if not features.isfinite().all():
-        raise DataError(f"{prefix}features are not finite, so nothing can be measured in them; train the "
-                        "network with a lower learning rate")
+    @cache
+    def z():
+        values = features()
+        if not values.isfinite().all():
+            raise DataError(f"{prefix}features are not finite, so nothing can be measured in them; train the network "
+                            "with a lower learning rate")
+        return values
     def measures():
-        return {f"{prefix}{name}": value for name, value in clusters(features, labels, seed).items()}
-    return [Task(f"{prefix}clusters", measures, evaluations=0),
-            Task(f"{prefix}knn", lambda: k_nearest(features, labels).double(), labels, 0),
-            Task(f"{prefix}linear_probe", lambda: linear_probe(features, labels).double(), labels, 0)]
+        return {f"{prefix}{name}": value for name, value in clusters(z(), labels, seed).items()}
+    return [Task(f"{prefix}clusters", measures, evaluations=len(labels)),
+            Task(f"{prefix}knn", lambda: k_nearest(z(), labels).double(), labels),
+            Task(f"{prefix}linear_probe", lambda: linear_probe(z(), labels).double(), labels)]
 
 # %% ../../nbs/evaluate/features.ipynb #8e332439
 def feature_map(

@@ -226,7 +226,7 @@ def masked_images(
     labels = torch.tensor([label for *_, label in pairs])
     return Images(torch.from_numpy(images), labels, names, torch.from_numpy(covers))
 
-# %% ../../nbs/evaluate/shifts.ipynb #f8b2eda2
+# %% ../../nbs/evaluate/shifts.ipynb #6dbd5f59
 COMPOSED = [*VARIANTS[1:], "only_bg"]
 
 
@@ -234,7 +234,9 @@ def fill_object(
     image: np.ndarray, # uint8, `h w 3`
     mask: np.ndarray,  # `h w`; above 0 is the object
 ) -> np.ndarray:       # uint8, `h w 3`
-    "The background alone: the object's pixels are those of the nearest place outside it."
+    "The background alone: the object's pixels are those of the nearest place outside it; black where there is none."
+    if (mask > 0).all():
+        return np.zeros_like(image)
     rows, columns = distance_transform_edt(mask > 0, return_distances=False, return_indices=True)
     return image[rows, columns]
 
