@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_timesteps', 'halving', 'evaluations_per_image', 'DiffusionClassifier', 'diffusion_tasks', 'teacher_figure']
 
-# %% ../../nbs/evaluate/diffusion_classifier.ipynb #79343a62
+# %% ../../nbs/evaluate/diffusion_classifier.ipynb #1b2f87d9
 import math
 import zlib
 
@@ -23,7 +23,7 @@ from .tasks import Task
 from ..files import DataError
 from ..images import at_least_float32
 
-# %% ../../nbs/evaluate/diffusion_classifier.ipynb #729afece
+# %% ../../nbs/evaluate/diffusion_classifier.ipynb #1527a8f5
 def draw_timesteps(
     num_timesteps: int, # of the schedule
     n: int,
@@ -51,7 +51,7 @@ def evaluations_per_image(n_classes: int, rounds: list[tuple[int, int]]) -> int:
     classes, ends = [n_classes, *(size for _, size in rounds)], [0, *(end for end, _ in rounds)]
     return sum((b - a) * size for a, b, size in zip(ends, ends[1:], classes))
 
-# %% ../../nbs/evaluate/diffusion_classifier.ipynb #8bc0fd72
+# %% ../../nbs/evaluate/diffusion_classifier.ipynb #be7c49a3
 class DiffusionClassifier(nn.Module):
     "Images in [-1, 1], `n 3 h w`, to scores `n k`: minus the excess error of the predicted noise under each class."
 
@@ -108,7 +108,7 @@ class DiffusionClassifier(nn.Module):
         winner = errors.mean(2).nan_to_num(torch.inf).argmin(1) # of those that have seen all draws
         return -(errors - errors[torch.arange(len(x)), winner][:, None]).nanmean(2).to(x.device)
 
-# %% ../../nbs/evaluate/diffusion_classifier.ipynb #01c7e23c
+# %% ../../nbs/evaluate/diffusion_classifier.ipynb #66b24240
 def diffusion_tasks(
     teacher: Teacher,
     class_names: list[str], # of the labels
@@ -127,7 +127,7 @@ def diffusion_tasks(
     cost = Task("evaluations_per_image", lambda: {"evaluations_per_image": float(model.evaluations)})
     return [*(accuracy_task(name, x, labels) for name, (x, labels) in sets.items()), cost]
 
-# %% ../../nbs/evaluate/diffusion_classifier.ipynb #82a4b80d
+# %% ../../nbs/evaluate/diffusion_classifier.ipynb #5fc193c5
 def teacher_figure(
     table: pd.DataFrame, # columns classifier, set, value, low, high; the teacher's rows first
 ) -> Figure:
