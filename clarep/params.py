@@ -6,8 +6,8 @@
 __all__ = ['LARGEST', 'Positive', 'Fraction', 'Name', 'Scales', 'Counts', 'Range', 'GreyLevels', 'EMBEDDED', 'FOLDERS', 'DRAWN',
            'SOURCES', 'Weight', 'OTHER_KEYS', 'EMBEDDED_KEYS', 'WITHOUT_REPETITION', 'SECTIONS_OF', 'ParamsError',
            'Section', 'require', 'Common', 'Data', 'Teacher', 'Solver', 'Probes', 'Select', 'Clareps', 'Representation',
-           'Directions', 'Compare', 'Auxiliary', 'Tune', 'Student', 'Evaluate', 'Params', 'explain', 'read_yaml',
-           'load_params', 'source_conflicts', 'least_classes', 'most_directions', 'latest_timesteps',
+           'Directions', 'Compare', 'Auxiliary', 'Tune', 'Student', 'Evaluate', 'Suite', 'Params', 'explain',
+           'read_yaml', 'load_params', 'source_conflicts', 'least_classes', 'most_directions', 'latest_timesteps',
            'teacher_conflicts', 'step_conflicts', 'count_conflicts', 'conflicts', 'stage_settings', 'preset_values',
            'apply_preset', 'main']
 
@@ -259,6 +259,13 @@ class Evaluate(Section):
     pgd_step_255: GreyLevels
 
 
+class Suite(Section):
+    "The evaluation suite of students, beside their tests."
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    suites: list[Name]
+    preset: Literal["smoke", "default", "full"]
+
+
 class Params(Section):
     "All of `params.yaml`."
     common: Common
@@ -275,6 +282,7 @@ class Params(Section):
     tune: Tune
     student: Student
     evaluate: Evaluate
+    suite: Suite
 
 # %% ../nbs/00_params.ipynb #9491b42f
 def explain(error: ValidationError) -> str: # one line per error: key, value, what is allowed
@@ -410,7 +418,8 @@ def count_conflicts(p: Params) -> Iterator[str]:
 
 WITHOUT_REPETITION = ("data.classes", "data.class_names", "compare.arms", "compare.seeds", "select.timesteps",
                       "select.layers", "select.num_directions", "select.guidance_scales", "select.feature_timesteps",
-                      "representation.methods", "representation.num_directions", "representation.guidance_scales")
+                      "representation.methods", "representation.num_directions", "representation.guidance_scales",
+                      "suite.seeds", "suite.suites")
 
 
 def conflicts(p: Params) -> Iterator[str]:
@@ -426,6 +435,8 @@ def conflicts(p: Params) -> Iterator[str]:
             yield f"`{key}`: {values} names one twice"
     if p.compare.baseline not in p.compare.arms:
         yield f"`compare.baseline`: {p.compare.baseline!r} is not among `compare.arms` {p.compare.arms}"
+    if others := sorted({*p.suite.seeds} - {*p.compare.seeds}):
+        yield f"`suite.seeds`: no student has the seed {others[0]}; `compare.seeds` are {p.compare.seeds}"
     if p.student.accumulate > p.student.batch_size // 4:
         yield (f"`student.accumulate`: {p.student.accumulate} parts of {p.student.batch_size} images "
                "are fewer than 4 images each")
@@ -435,7 +446,7 @@ SECTIONS_OF = {"data": ["data"], "teacher": ["teacher"],
                "probes": ["probes"], "select": ["solver", "select"], "clareps": ["solver", "clareps"],
                "representation": ["solver", "representation"], "directions": ["solver", "directions"],
                "auxiliary": ["solver", "student", "auxiliary"], "tune": ["student", "tune"],
-               "student": ["student", "evaluate"], "report": ["compare"]}  # stage: sections, beside `common`
+               "student": ["student", "evaluate"], "suite": ["suite"], "report": ["compare"]}  # stage: sections, beside `common`
 
 
 def stage_settings(

@@ -222,6 +222,7 @@ def run_suites(
     folder: str | Path,               # gets suite.csv, figures as SUITE-NAME.png, and the results of tasks
     settings: dict[str, dict] | None = None, # of suites, where they differ from the defaults
     cache: str | Path | None = None,  # of corrupted images and the like; classifiers can have it in common
+    results: str | Path | None = None, # folder of the results of tasks; None: `folder`/tasks
 ) -> pd.DataFrame:                    # stage, arm, seed, metric, class, value, low, high, images, suite
     "Run suites, or go on with them; the table is written after each."
     settings, folder = settings or {}, Path(folder)
@@ -234,7 +235,7 @@ def run_suites(
     tables = []
     for name in suites:
         key = task_key(classifier, data, settings.get(name, {})), codes[name]
-        table = run_tasks(tasks[name], folder / "tasks" / name, data.class_names, *key)
+        table = run_tasks(tasks[name], Path(results or folder / "tasks") / name, data.class_names, *key)
         summary = SUITES[name].summary(table).items()
         numbers = pd.DataFrame({"metric": k, "class": "all", "value": v} for k, v in summary)
         both = pd.concat([table, numbers]).assign(stage="suite", arm=classifier.name, seed=classifier.seed, suite=name)

@@ -226,7 +226,7 @@ def directions_work(p: Params, h: Hyperparameters) -> Counter:
 
 def stage_runs(p: Params, stage: str) -> list[tuple]: # (), (arm,) or (arm, seed)
     "The runs of a stage: one, one per arm, or one per arm and seed."
-    values = {"arm": p.compare.arms, "seed": p.compare.seeds}
+    values = {"arm": p.compare.arms, "seed": (p.suite if stage == "suite" else p.compare).seeds}
     return [*product(*(values[name] for name in ARM_STAGES.get(stage, ())))]
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #83351a22

@@ -35,8 +35,8 @@ def preflight(
 
 # %% ../../nbs/pipeline/01_stage.ipynb #e949c510
 STAGES = ["data", "teacher", "probes", "select", "clareps", "representation", "directions", "auxiliary", "tune",
-          "student", "report"]
-ARM_STAGES = {"auxiliary": ("arm",), "tune": ("arm",), "student": ("arm", "seed")}
+          "student", "suite", "report"]
+ARM_STAGES = {"auxiliary": ("arm",), "tune": ("arm",), "student": ("arm", "seed"), "suite": ("arm", "seed")}
 
 
 def out_folder(
