@@ -446,7 +446,8 @@ SECTIONS_OF = {"data": ["data"], "teacher": ["teacher"],
                "probes": ["probes"], "select": ["solver", "select"], "clareps": ["solver", "clareps"],
                "representation": ["solver", "representation"], "directions": ["solver", "directions"],
                "auxiliary": ["solver", "student", "auxiliary"], "tune": ["student", "tune"],
-               "student": ["student", "evaluate"], "suite": ["suite"], "report": ["compare"]}  # stage: sections, beside `common`
+               "student": ["student", "evaluate"], "suite": ["suite"],
+               "report": ["compare"]} # stage: sections, beside `common`
 
 
 def stage_settings(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SUITES', 'PRESETS', 'Normalised', 'timm_classifier', 'module_classifier', 'student_file', 'open_classifier',
            'folder_images', 'open_data', 'Suite', 'known_settings', 'attacks', 'attack_figures', 'corruptions',
-           'corruption_figures', 'corruption_summary', 'task_key', 'run_suites']
+           'corruption_figures', 'corruption_summary', 'on_subset', 'classifier_features', 'backgrounds', 'calibration',
+           'shifts', 'calibration_figures', 'suites_for', 'task_key', 'run_suites']
 
 # %% ../../nbs/evaluate/suite.ipynb #be9b9b86
 import importlib
@@ -23,12 +24,16 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..classifiers.networks import load_student
+from .attribution import attribution_tasks
+from .calibration import calibration_tasks, reliability_figure, scores_of
+from .features import feature_tasks, penultimate
+from .shifts import composed_tasks, imagenet9_sets, masked_images, real_set, shift_set, shift_tasks
 from .adversarial import attack_curves, attack_tasks, loss_surface, surface_figure
 from .corruptions import COMMON, corruption_errors, corruption_figure, corruption_tasks, mce
 from .statistics import COLUMNS
 from .tasks import Classifier, Task, check_classifier, digest, run_tasks
 from ..files import DataError, atomic_write, code_digest, load_tensors
-from ..images import Images
+from ..images import Images, class_balanced, to_unit
 from ..sources import Tally, check_corrupt, interleave, list_files, read_images, shuffled
 
 # %% ../../nbs/evaluate/suite.ipynb #18d31fbb
@@ -145,13 +150,14 @@ class Suite(NamedTuple):
     "A row of `SUITES`."
     code: str # module whose changes make results stale
     tasks: Callable[[Classifier, Images, dict, Path], list[Task]]
+    needs: str = "" # what not all data have: masks, or settings
     figures: Callable[[Classifier, Images, pd.DataFrame], dict[str, Figure]] = lambda *_: {}
     summary: Callable[[pd.DataFrame], dict[str, float]] = lambda _: {}
 
 
 def known_settings(function: Callable, settings: dict) -> dict:
     "The settings; raises `DataError` for one that a function has no argument for."
-    allowed = [*inspect.signature(function).parameters][3:]
+    allowed = [a for a in inspect.signature(function).parameters if a not in ("classifier", "data", "images", "cache")]
     if unknown := [name for name in settings if name not in allowed]:
         raise DataError(f"{unknown[0]!r} is no setting of {function.__name__}; there are {', '.join(allowed)}")
     return settings
@@ -192,18 +198,81 @@ def corruption_summary(table: pd.DataFrame) -> dict[str, float]:
     errors = errors[errors.index.isin(COMMON)]
     return {"mce_raw": mce(errors)} | {f"error_severity_{s}": v for s, v in errors.mean().items()}
 
+# %% ../../nbs/evaluate/suite.ipynb #0cb81e0b
+def on_subset(tasks: Callable, n_images: int) -> Callable: # tasks: of a classifier and images; as `Suite.tasks`
+    "Tasks of the first images, classes in turn; the setting `n_images` overrides their number."
+    def suite(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
+        own = {k: v for k, v in settings.items() if k != "n_images"}
+        return tasks(classifier, class_balanced(data, settings.get("n_images", n_images)), **known_settings(tasks, own))
+    return suite
 
+
+def classifier_features(classifier: Classifier, images: Images) -> list[Task]:
+    "`feature_tasks` of what the last layer sees."
+    return feature_tasks(lambda: penultimate(classifier, to_unit(images.images)), images.labels)
+
+
+def backgrounds(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
+    "`composed_tasks`; the settings `folder` and `masks` are images and masks of one's own."
+    if "masks" not in settings:
+        return on_subset(composed_tasks, 500)(classifier, data, settings, cache)
+    return composed_tasks(classifier, masked_images(settings["folder"], settings["masks"], classifier))
+
+
+def calibration(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
+    "`calibration_tasks`; the setting `outside` has foreign images by name, as `open_data` takes them."
+    outside = {name: open_data(path, "", classifier.image_size, 1000)[:1000]
+               for name, path in settings.get("outside", {}).items()}
+    return calibration_tasks(classifier, class_balanced(data, settings.get("n_images", 1000)), outside)
+
+
+def shifts(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
+    "`shift_tasks`; settings: set, then its folder, of `real` and `imagenet9` with the file that belongs to it."
+    def sets(name: str, *where: str) -> list:
+        if name == "imagenet9":
+            return [*imagenet9_sets(where[0], where[1] if where[1:] else None, classifier).values()]
+        return [real_set(*where, classifier) if name == "real" else shift_set(name, *where, classifier)]
+    found = [sets(name, *([where] if isinstance(where, str) else where)) for name, where in settings.items()]
+    return shift_tasks(classifier, sum(found, []))
+
+# %% ../../nbs/evaluate/suite.ipynb #cd83d9aa
+def calibration_figures(classifier: Classifier, data: Images, table: pd.DataFrame) -> dict[str, Figure]:
+    "Accuracy over confidence."
+    images = class_balanced(data, 1000)
+    scores = scores_of(classifier, to_unit(images.images))
+    return {"reliability": reliability_figure({classifier.name: (scores, images.labels)})}
+
+
+def suites_for(
+    data: Images,
+    names: list[str],
+) -> list[str]: # those that these images allow
+    "Which suites can be run without more than the images; says which cannot."
+    lacking = [n for n in names if SUITES[n].needs == "settings" or (SUITES[n].needs == "masks" and data.mask is None)]
+    if lacking:
+        print(f"left out, since these images lack {', '.join(f'{SUITES[n].needs} ({n})' for n in lacking)}")
+    return [n for n in names if n not in lacking]
+
+# %% ../../nbs/evaluate/suite.ipynb #8cf3bb2c
 SUITES = {
-    "attacks": Suite("clarep.evaluate.adversarial", attacks, attack_figures),
-    "corruptions": Suite("clarep.evaluate.corruptions", corruptions, corruption_figures, corruption_summary),
+    "attacks": Suite("clarep.evaluate.adversarial", attacks, figures=attack_figures),
+    "corruptions": Suite("clarep.evaluate.corruptions", corruptions, "", corruption_figures, corruption_summary),
+    "attribution": Suite("clarep.evaluate.attribution", on_subset(attribution_tasks, 200), "masks"),
+    "backgrounds": Suite("clarep.evaluate.shifts", backgrounds, "masks"),
+    "calibration": Suite("clarep.evaluate.calibration", calibration, figures=calibration_figures),
+    "features": Suite("clarep.evaluate.features", on_subset(classifier_features, 1000)),
+    "shifts": Suite("clarep.evaluate.shifts", shifts, "settings"),
 }
 PRESETS = { # suite: what differs from its defaults
     "smoke": {"attacks": {"attacks": ["pgd20_linf"], "radii_linf": [1, 8], "n_images": 20},
-              "corruptions": {"corruptions": ["gaussian_noise", "contrast"], "n_images": 20}},
-    "default": {},
+              "corruptions": {"corruptions": ["gaussian_noise", "contrast"], "n_images": 20},
+              "attribution": {"methods": ["ig"], "steps": 4, "n_images": 20}, "backgrounds": {"n_images": 20},
+              "features": {"n_images": 40}, "calibration": {"n_images": 100}},
+    "default": {"attacks": {"radii_linf": [1, 4, 8], "n_images": 100}},
     "full": {"attacks": {"attacks": ["pgd20_linf", "pgd100_linf", "cw_linf", "apgd_ce_linf", "apgd_dlr_linf",
                                      "autoattack_linf", "apgd_ce_l2", "apgd_dlr_l2", "autoattack_l2", "cw_l2"]},
-             "corruptions": {"severities": [1, 2, 3, 4, 5], "n_images": 2000}},
+             "corruptions": {"severities": [1, 2, 3, 4, 5], "n_images": 2000}, "attribution": {"n_images": 1000},
+             "features": {"n_images": 2000}, "calibration": {"n_images": 2000}},
 }
 
 # %% ../../nbs/evaluate/suite.ipynb #9f81af43
