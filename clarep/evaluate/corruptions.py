@@ -24,7 +24,7 @@ from ..classifiers.networks import SMALL, predict
 from .tasks import Classifier, Task, cached, digest
 from ..images import Images, class_balanced, to_unit
 
-# %% ../../nbs/evaluate/corruptions.ipynb #908bd512
+# %% ../../nbs/evaluate/corruptions.ipynb #5df0c870
 @cache
 def package():
     "The module of imagecorruptions that has the helpers; it takes a second to import."
@@ -64,8 +64,8 @@ def frost_photo(i: int, zoom: float) -> np.ndarray: # in [0, 1]
 def frost(x, c, seed):
     (h, w, _), (own, ice, zoom) = x.shape, c
     photo = frost_photo(np.random.randint(5), zoom)
-    top, left = np.random.randint(photo.shape[0] - h), np.random.randint(photo.shape[1] - w)
-    return own * x + ice * photo[top:top + h, left:left + w]
+    row, column = np.random.randint(photo.shape[0] - h), np.random.randint(photo.shape[1] - w)
+    return own * x + ice * photo[row:row + h, column:column + w]
 
 # %% ../../nbs/evaluate/corruptions.ipynb #6cd60e02
 def snow(x, c, seed):
