@@ -1310,6 +1310,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'clarep.report.page.clarid_fields': ('report/page.html#clarid_fields', 'clarep/report/page.py'),
                                     'clarep.report.page.clarid_lines': ('report/page.html#clarid_lines', 'clarep/report/page.py'),
                                     'clarep.report.page.class_table': ('report/page.html#class_table', 'clarep/report/page.py'),
+                                    'clarep.report.page.copy_picture': ('report/page.html#copy_picture', 'clarep/report/page.py'),
                                     'clarep.report.page.experiment_title': ('report/page.html#experiment_title', 'clarep/report/page.py'),
                                     'clarep.report.page.gaps': ('report/page.html#gaps', 'clarep/report/page.py'),
                                     'clarep.report.page.image_spread': ('report/page.html#image_spread', 'clarep/report/page.py'),
