@@ -27,6 +27,11 @@ class Images:
     mask: torch.Tensor | None = None        # uint8, `n h w`: how much of the pixel the object covers, 255 is all
     background: torch.Tensor | None = None  # int64, `n`: which background
 
+    def __post_init__(self):
+        n = len(self.class_names)
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < n:
+            raise ValueError(f"labels {self.labels.min()} to {self.labels.max()}, but the {n} classes are 0 to {n - 1}")
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -15,7 +15,7 @@ from clarep.evaluate.attacks import SPREAD, margin, pgd_accuracy, pgd_linf
 from clarep.evaluate.background import accuracy_by_class, background_metrics
 from clarep.evaluate.statistics import COLUMNS, contrasts, mean_ranks, summary
 from clarep.files import DataError
-from clarep.images import to_unit
+from clarep.images import Images, to_unit
 from clarep.sources import choose_classes
 
 SCALES = [1e-4, 0.05, 1.0, 30.0, 1e3, 1e6]
@@ -142,6 +142,48 @@ def test_scores_that_are_not_finite_are_no_answers(share, value):
     ):
         background_metrics(model, {"original": data})
     assert classes_of(torch.tensor([[0.0, value], [0.0, 1.0]])).tolist() == [-1, 1]
+
+
+class Unmoved(nn.Module):
+    """Scores that do not depend on the image; without parameters unless there is a bias."""
+
+    def __init__(self, bias: bool):
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor([0.0, 1.0])) if bias else torch.tensor([0.0, 1.0])
+
+    def forward(self, x):
+        return self.scores.expand(len(x), 2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_scores_without_a_gradient_have_a_true_row(bias, trained, capsys):
+    _, x, y = trained
+    assert torch.equal(pgd_accuracy(Unmoved(bias), x, (y % 2).int(), **ATTACK), y % 2 == 1)
+    assert accuracy(Unmoved(bias), x, y % 2) == (y % 2).double().mean()
+    assert "120 of 120 images have no gradient" in capsys.readouterr().out
+
+
+def test_a_saturated_softmax_is_said(linear, capsys):
+    """Robust it only looks."""
+    body, x, y = linear
+    pgd_accuracy(Scaled(body, 1.0), x, y, **ATTACK)
+    assert not capsys.readouterr().out
+    pgd_accuracy(nn.Sequential(Scaled(body, 1e3), nn.Softmax(1)), x, y, **ATTACK)
+    assert "have no gradient, so PGD has not attacked them" in capsys.readouterr().out
+
+
+def test_a_network_in_training_is_measured_in_evaluation_and_given_back(trained):
+    body, x, y = trained
+    expected, state = pgd_accuracy(body.eval(), x, y, **ATTACK), {k: v.clone() for k, v in body.state_dict().items()}
+    assert torch.equal(pgd_accuracy(body.train(), x, y, **ATTACK), expected) and body.training
+    assert all(torch.equal(v, state[k]) for k, v in body.state_dict().items())
+    body.eval()
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_labels_outside_of_the_classes_are_refused(shift):
+    with pytest.raises(ValueError, match="but the 3 classes are 0 to 2"):
+        Images(torch.zeros(6, 8, 8, 3, dtype=torch.uint8), torch.arange(6) % 3 + shift, list("abc"))
 
 
 def test_a_class_that_is_absent_has_no_row_and_breaks_nothing():

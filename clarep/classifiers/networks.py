@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'TINY', 'REBUILD_KEYS', 'convolution', 'SmallCNN', 'check_name', 'cifar_stem', 'timm_body', 'count_features',
-           'TimmStudent', 'build_student', 'save_student', 'load_student', 'classes_of', 'predict', 'accuracy']
+           'TimmStudent', 'build_student', 'save_student', 'load_student', 'classes_of', 'device_of', 'predict',
+           'accuracy']
 
 # %% ../../nbs/classifiers/01_networks.ipynb #668d6760
 import difflib
@@ -160,6 +161,11 @@ def classes_of(
     return scores.argmax(1).where(scores.isfinite().all(1), -1)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    "Where a model computes; the CPU without parameters."
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -169,7 +175,7 @@ def predict(
     "The classes that a classifier predicts."
     training = model.training
     model.eval()
-    device, n = next(model.parameters()).device, max(1, min(batch_size, 2**23 // x.shape[-2:].numel()))
+    device, n = device_of(model), max(1, min(batch_size, 2**23 // x.shape[-2:].numel()))
     classes = torch.cat([classes_of(model(part.to(device))).cpu() for part in x.split(n)])
     model.train(training)
     return classes

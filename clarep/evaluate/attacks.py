@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..classifiers.networks import classes_of
+from ..classifiers.networks import classes_of, device_of
 from ..images import at_least_float32
 
 # %% ../../nbs/evaluate/attacks.ipynb #7dbef591
@@ -23,7 +23,7 @@ def logit_spread(
     batch_size: int = 250,
 ) -> float:          # mean over images of highest minus lowest logit
     "The scale of a classifier's logits, in which an attack measures them."
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.no_grad():
         logits = torch.cat([at_least_float32(model(part.to(device))) for part in x.split(batch_size)])
     return (logits.amax(1) - logits.amin(1)).mean().item()
@@ -38,7 +38,7 @@ def margin(
     z = at_least_float32(logits)
     low, high = SPREAD
     z = (z - z.detach().amax(1, keepdim=True)) * (min(max(spread, low), high) / max(spread, 1e-12))
-    own = F.one_hot(labels, z.shape[1]).bool()
+    own = F.one_hot(labels.long(), z.shape[1]).bool()
     return z.masked_fill(own, -torch.inf).logsumexp(1) - z[own]
 
 # %% ../../nbs/evaluate/attacks.ipynb #0177c095
@@ -57,11 +57,15 @@ def pgd_linf(
     spread = logit_spread(model, x) if spread is None else spread
     low, high = (x - eps).clamp(min=-1), (x + eps).clamp(max=1)
     start = x + eps * (2 * torch.rand(x.shape, generator=generator).to(x) - 1)
-    attacked = start.clamp(low, high)
+    start = attacked = start.clamp(low, high)
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(margin(model(attacked), labels, spread).sum(), attacked)
+        loss = margin(model(attacked), labels, spread).sum() + 0 * attacked.sum() # of which scores may be independent
+        (gradient,) = torch.autograd.grad(loss, attacked)
         attacked = (attacked + step * gradient.sign()).clamp(low, high)
+    if n := int((attacked == start).flatten(1).all(1).sum()):
+        print(f"{n} of {len(x)} images have no gradient, so PGD has not attacked them: their scores are constant, or a "
+              "last layer such as softmax has saturated; attack its inputs")
     return attacked.detach()
 
 # %% ../../nbs/evaluate/attacks.ipynb #2b1caba4
@@ -76,12 +80,13 @@ def pgd_accuracy(
     batch_size: int = 250,
 ) -> torch.Tensor:        # bool, `n`: classified right under attack
     "Which images a classifier still gets right under PGD."
+    training, device, generator = model.training, device_of(model), torch.Generator().manual_seed(seed)
     model.eval()
-    device, generator = next(model.parameters()).device, torch.Generator().manual_seed(seed)
     spread, right = logit_spread(model, x, batch_size), []
     for part, y in zip(x.split(batch_size), labels.split(batch_size)):
         part, y = part.to(device), y.to(device)
         attacked = pgd_linf(model, part, y, eps_255, step_255, steps, generator, spread)
         with torch.no_grad():
             right.append((classes_of(model(attacked)) == y).cpu())
+    model.train(training)
     return torch.cat(right)
