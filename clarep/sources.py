@@ -80,11 +80,11 @@ def to_pixels(
     size: int,                          # pixels a side
 ) -> np.ndarray:                        # uint8, `size size 3`
     "Decode an image, upright, its centre square scaled to `size`; raises `ValueError` for what is no image."
-    if not record:
-        raise ValueError("there is no image")
-    if isinstance(record, dict):
-        record = record["bytes"] or xopen(record["path"], "rb").read()
     try:
+        if isinstance(record, dict):
+            record = record["bytes"] or record.get("path") and xopen(record["path"], "rb").read()
+        if not record:
+            raise ValueError("there is no image")
         with Image.open(record if isinstance(record, Path) else BytesIO(record)) as image:
             image.load()
             turn, image = TURNS.get(_orientation(image)), to_rgb(image)
@@ -177,7 +177,8 @@ def class_folders(
 ) -> dict[str, dict[str, Path]]: # split: class: its folder; no class where a split has no labels
     "The class folders of each split; raises `DataError` where there are none."
     if not (folder := Path(os.path.expanduser(folder))).is_dir():
-        raise DataError(f"`data.path`: there is no folder {printable(folder)}")
+        raise DataError(f"`data.path`: {printable(folder)} is a file; unpack it, or give the folder that it lies in"
+                        if folder.is_file() else f"`data.path`: there is no folder {printable(folder)}")
     if not (subfolders := folders_in(innermost(folder))):
         raise DataError(f"`data.path`: {printable(folder)} holds no folders; images should lie in one folder per "
                         f"class, such as {printable(folder)}/cat/1.jpg or {printable(folder)}/train/cat/1.jpg")
@@ -193,10 +194,18 @@ def class_folders(
     if others := [split for split, own in splits.items() if own]:
         raise DataError(f"`data.path`: {printable(folder)} has class folders under {', '.join(others)}, but none "
                         "under train")
+    if "train" in splits and len(splits) > 1:
+        raise DataError(f"`data.path`: {' and '.join(splits)} in {printable(folder)} hold no class folders, so nothing "
+                        "tells the class of an image; move each image into the folder of its class, such as "
+                        "train/cat/1.jpg")
     classes = by_class(subfolders)
     if all("train" in by_split(folders_in(path)) for path in classes.values()):
         raise DataError(f"`data.path`: in {printable(folder)} every class folder holds a folder train; move them to "
                         f"train/{[*classes][0]} and so on, and test alike")
+    below, *others = [[*folders_in(path)] for path in classes.values()]
+    if len(below) > 1 and others and all(names == below for names in others):
+        print(f"classes are {', '.join([*classes][:5])}, and each holds the folders "
+              f"{', '.join(map(printable, below[:5]))}; if those are the classes, they belong at the top")
     return {"train": classes}
 
 # %% ../nbs/04_sources.ipynb #17b00012
@@ -328,9 +337,19 @@ def parquet_streams(
         builder = datasets.load_dataset_builder(str(folder))
         if columns and hasattr(builder.config, "columns"):
             builder = datasets.load_dataset_builder(str(folder), columns=columns)
+        _check_train(folder, builder.config.data_files)
         return builder.as_streaming_dataset()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
         raise DataError(f"{folder} cannot be read as a data set: {e}") from e
+
+
+def _check_train(folder: str | Path, files: dict[str, list[str]]) -> None:
+    "Raise `DataError` for files of another split that `datasets` takes for train, for want of a name that it knows."
+    for file in (files or {}).get("train", ()):
+        words = {split_of(part)[0] for part in Path(os.path.relpath(file, folder)).with_suffix("").parts} - {None}
+        if words and "train" not in words:
+            raise DataError(f"{file} would be read as train, since `datasets` knows a split by the plain word in small "
+                            f"letters; rename it, such as to {min(words)}.parquet")
 
 # %% ../nbs/04_sources.ipynb #e73668e1
 def snapshot_of(
@@ -378,7 +397,9 @@ def open_source(
 ) -> Streams:                         # of `train` and, where they are there, `validation` and `test`
     "The records of a source, by split; raises `DataError` when it has no `train`."
     if name == "parquet":
-        if not any((folder := Path(os.path.expanduser(path))).rglob("*.parquet")):
+        if (folder := Path(os.path.expanduser(path))).is_file():
+            raise DataError(f"`data.path`: {folder} is a file; give the folder that it lies in")
+        if not any(folder.rglob("*.parquet")):
             raise DataError(f"`data.path`: there is no .parquet file in {folder}")
         streams = parquet_streams(folder, columns)
     elif "/" in name:
@@ -394,7 +415,8 @@ def image_column(features: datasets.Features) -> str:
     "The column that holds images; raises `DataError` unless there is exactly one."
     def holds_images(feature):
         encoded = isinstance(feature, dict) and "bytes" in feature
-        return encoded or isinstance(feature, datasets.Image) or feature == datasets.Value("binary")
+        binary = isinstance(feature, datasets.Value) and "binary" in feature.dtype  # large_binary of polars too
+        return encoded or binary or isinstance(feature, datasets.Image)
     return _only([c for c, f in features.items() if holds_images(f)], features, "images", "keep one of them")
 
 # %% ../nbs/04_sources.ipynb #0b7a7cd9
@@ -404,7 +426,11 @@ def label_column(
 ) -> str:
     "The column of the class: a ClassLabel, else words or whole numbers; raises `DataError` unless there is just one."
     if label is not None:
-        return _only([c for c in features if c == label], features, f"the class (`data.label`: {label!r})", "")
+        column = _only([c for c in features if c == label], features, f"the class (`data.label`: {label!r})", "")
+        if not isinstance(features[column], datasets.ClassLabel | datasets.Value):
+            raise DataError(f"`data.label`: the column {label} holds {features[column]}, not one class of each image; "
+                            "name another")
+        return column
     typed = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]
     plain = [c for c, f in features.items() if isinstance(f, datasets.Value) and re.search("string|int", f.dtype)]
     return _only(typed or plain, features, "the class", "name one of them as `data.label`")
@@ -421,14 +447,19 @@ def _only(columns: list[str], features: datasets.Features, content: str, remedy:
 def rows_by_class(
     stream: datasets.IterableDataset,
     label: str, # the column
+    tally: Tally | None = None, # of rows without a class; grows
+    split: str = "train",
 ) -> dict[str, np.ndarray]: # class: its rows; in the source's order
-    "The rows of every class; a class may have none."
+    "The rows of every class; a class may have none. An empty label is none."
     feature = stream.features[label]
     values = np.array([v for batch in stream.iter(1000) for v in batch[label]])
-    if isinstance(feature, datasets.ClassLabel):
-        return {name: np.flatnonzero(values == i) for i, name in enumerate(feature.names)}
-    words = {str(v): v for v in set(values.tolist()) if v is not None}
-    return {name: np.flatnonzero(values == words[name]) for name in in_order(words)}
+    words = {str(v): v for v in set(values.tolist()) if v not in (None, "") and v == v}
+    if names := getattr(feature, "names", None):
+        words = {name: i for i, name in enumerate(names)}
+    rows = {name: np.flatnonzero(values == words[name]) for name in names or in_order(words)}
+    for row in np.setdiff1d(np.arange(len(values)), np.concatenate([*rows.values(), []])) if tally is not None else ():
+        tally.add(split, "no label", f"row {row}")
+    return rows
 
 # %% ../nbs/04_sources.ipynb #82bdc31a
 def choose_classes(
@@ -446,8 +477,10 @@ def choose_classes(
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise DataError(f"`data.classes` names {', '.join(twice)} twice; name every class once")
     if empty := [name for name in names if not len(rows[name])]:
-        raise DataError(f"no training images of {', '.join(empty[:5])}; "
-                        "add some, or let `data.classes` name the others only")
+        alike = [n for n in rows if len(rows[n]) and n.strip().casefold() == empty[0].strip().casefold()]
+        remedy = (f"{alike[0]!r} has some: give the class one name in every split" if alike else
+                  "add some, or let `data.classes` name the others only")
+        raise DataError(f"no training images of {', '.join(empty[:5])}; {remedy}")
     if len(names) < 2:
         raise DataError(f"{'one class' if names else 'no class'} only ({', '.join(names) or 'there are no images'}); "
                         "a class-conditional model needs at least two; class folders stand in `data.path`, or in train "
@@ -461,7 +494,7 @@ def print_surprises(names: list[str]) -> None:
         print(f"class names are whole numbers and in their order: {names[0]}, {names[1]}, ..., {names[-1]}")
     prompts = defaultdict(list)
     for name in names:
-        prompts[" ".join(name.split(",")[0].casefold().split())].append(name)
+        prompts[" ".join(class_name(name).split(",")[0].casefold().split())].append(name)
     for twins in prompts.values():
         if len(twins) > 1:
             print(f"classes {' and '.join(map(repr, twins))} have one prompt in common; rename them for a teacher that "
@@ -616,6 +649,7 @@ def load_source(
         check_corrupt([*unreadable.values()], sum(map(len, selection.values())), max_corrupt_fraction)
         for goal, (_, labels) in sets.items():
             _require_classes(goal, labels.tolist(), names)
+        _print_copies({goal: images for goal, (images, _) in sets.items()})
     finally:
         if tally:
             print(tally)
@@ -627,13 +661,21 @@ def _open(name: str, path: str | Path | None, label: str | None, tally: Tally) -
     if name != "imagefolder":
         streams = open_source(name, path)
         label = label_column(features := streams["train"].features, label)
-        rows = {split: rows_by_class(s, label) for split, s in open_source(name, path, [label]).items()}
+        rows = {split: rows_by_class(s, label, tally, split) for split, s in open_source(name, path, [label]).items()}
         return streams, image_column(features), rows
     files, rows = list_files(path, tally), {}
     for split, own in files.items():
         ends = np.cumsum([*map(len, own.values())])
         rows[split] = {c: np.arange(end - len(own[c]), end) for c, end in zip(own, ends)}
     return {split: [*itertools.chain.from_iterable(own.values())] for split, own in files.items()}, None, rows
+
+
+def _print_copies(sets: dict[str, torch.Tensor]) -> None:
+    marks = {goal: [hash(x.numpy().tobytes()) for x in images] for goal, images in sets.items()}
+    for goal in ("validation", "test"):
+        if n := np.isin(marks[goal], marks["train"]).sum():
+            print(f"{n} of {len(marks[goal])} {goal} images are copies of images in train, so {goal} is too easy; keep "
+                  "each image once")
 
 
 def _count(tally: Tally, rows: dict, names: list[str], selection: Selection, unreadable: dict, files: dict | None):

@@ -7,6 +7,7 @@ counted by a plain `os.walk` and by the rules of the chapter on sources, never b
 import io
 import os
 import re
+import shutil
 import signal
 import stat
 import unicodedata
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fastcore.test import test_fail as fails
@@ -98,6 +101,9 @@ REFUSED = {
     "test/a/1.png test/b/1.png": "has class folders under test, but none under train",
     "a/train/1.png a/test/1.png b/train/1.png b/test/2.png": "every class folder holds a folder train; move them",
     "caf\u00e9/1.png cafe\u0301/1.png": "would be one class, caf\u00e9; rename one",
+    "train/cat.1.jpg train/dog.1.jpg test1/1.jpg": "train and test in",
+    "Train/1.png Validation/1.png Test/1.png": "hold no class folders, so nothing tells the class of an image",
+    "train/Cat/1.png train/dog/1.png test/cat/1.png test/dog/1.png": "of cat; 'Cat' has some: give the class one name",
     "a/1.png": "one class only (a)",
     "1.png": "images should lie in one folder per class",
 }
@@ -173,6 +179,18 @@ def test_what_is_passed_over_is_said(tmp_path, capsys):
     text = capsys.readouterr().out
     assert re.search(r"train +ending \.heic +90 +\S+/train/a/IMG_0.HEIC", text) and "/eval/a/" in text
     assert tally.metrics()["images/train/ending .heic"] == 90 and tally.metrics()["images/test/used in test"] == 40
+
+
+def test_copies_and_folds_are_said(tmp_path, capsys):
+    """A test that was copied from train, and classes below numbered folds."""
+    fill(tmp_path / "copied/train", "a", "b")
+    shutil.copytree(tmp_path / "copied/train", tmp_path / "copied/test")
+    load(tmp_path / "copied")
+    assert "20 of 20 test images are copies of images in train" in capsys.readouterr().out
+    for fold in "123":
+        fill(tmp_path / "folds", f"fold{fold}/cat", f"fold{fold}/dog")
+    load(tmp_path / "folds")
+    assert "classes are fold1, fold2, fold3, and each holds the folders cat, dog" in capsys.readouterr().out
 
 
 def test_no_image_is_in_two_sets_by_a_link(tmp_path):
@@ -684,3 +702,64 @@ def test_many_damaged_images(tmp_path, capsys):
             f"\n{DAMAGED[1]} damaged images of {len(FORMATS)} formats, named (still decoded):",
             ", ".join(f"{kind} {outcomes[kind, 'named']} ({outcomes[kind, 'decoded']})" for kind in FORMATS),
         )
+
+
+# Parquet
+
+PICTURE_ROWS = [png((i, 1, 7)) for i in range(40)]
+CAT_OR_DOG = ["cat", "dog"] * 20
+
+
+def parquet(folder: Path, name: str, image, label) -> Path:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"image": image, "label": label}), folder / f"{name}.parquet")
+    return folder
+
+
+def load_parquet(folder: Path, tally: Tally | None = None) -> dict[str, Images]:
+    return load_source("parquet", folder, 16, None, None, MANY, MANY, MANY, 0.1, 0, "label", tally)
+
+
+@pytest.mark.parametrize("pair", ["Train/Test", "trainset/testset", "Training-00000-of-00001/Testing-00000-of-00001"])
+def test_a_test_is_not_read_as_train(pair, tmp_path):
+    """`datasets` knows some names only, and takes all files for train where it knows none."""
+    for name in pair.split("/"):
+        parquet(tmp_path, name, PICTURE_ROWS, CAT_OR_DOG)
+    fails(lambda: load_parquet(tmp_path), contains="would be read as train", exc=DataError)
+
+
+def test_parquet_of_polars_and_pandas(tmp_path):
+    columns = {
+        "large": (pa.array(PICTURE_ROWS, pa.large_binary()), pa.array(CAT_OR_DOG, pa.large_string())),
+        "categories": (pa.array(PICTURE_ROWS), pa.array(CAT_OR_DOG).dictionary_encode()),
+        "view": (pa.array(PICTURE_ROWS, pa.binary_view()), pa.array([0, 1] * 20, pa.uint8())),
+    }
+    for name, (image, label) in columns.items():
+        assert len(load_parquet(parquet(tmp_path / name, "train", image, label))["train"].class_names) == 2
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_rows_without_a_label_are_counted(missing, tmp_path, capsys):
+    labels = ([0.0, 1.0] if isinstance(missing, float) else ["cat", "dog"]) * 15 + [missing] * 10
+    sets = load_parquet(parquet(tmp_path, "train", PICTURE_ROWS, labels), tally := Tally())
+    assert tally["train", "no label"] == [10, "row 30"] and sum(map(len, sets.values())) == 30
+    assert re.search("train +no label +10 +row 30", capsys.readouterr().out)
+
+
+def test_images_that_their_paths_do_not_lead_to_are_named(tmp_path):
+    (good := tmp_path / "good.png").write_bytes(PICTURE_ROWS[0])
+    paths = [{"bytes": None, "path": str(good)}] * 37 + [{"bytes": b"", "path": p} for p in ("gone/1.png", None, "")]
+    load_parquet(parquet(tmp_path / "pq", "train", paths, CAT_OR_DOG), tally := Tally())
+    assert tally["train", "cannot be read"][0] == 3
+
+
+def test_what_is_no_folder_of_parquet_is_named(tmp_path):
+    file = parquet(tmp_path, "train", PICTURE_ROWS, [[0], [0, 1]] * 20) / "train.parquet"
+    fails(lambda: load_parquet(file), contains="is a file; give the folder that it lies in", exc=DataError)
+    fails(lambda: load(file), contains="is a file; unpack it", exc=DataError)
+    fails(lambda: load_parquet(tmp_path), contains="`data.label`: the column label holds List", exc=DataError)
+
+
+def test_spellings_of_one_class_are_named(tmp_path, capsys):
+    load_parquet(parquet(tmp_path, "train", PICTURE_ROWS, ["caf\u00e9", "cafe\u0301"] * 20))
+    assert "have one prompt in common" in capsys.readouterr().out
