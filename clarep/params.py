@@ -265,7 +265,7 @@ class Suite(Section):
     suites: list[Name]
     preset: Literal["smoke", "default", "full"]
 
-
+# %% ../nbs/00_params.ipynb #b88bc5d8
 class Params(Section):
     "All of `params.yaml`."
     common: Common

@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel, UNet
 from safetensors.torch import load_file, save_file
 
 from clarep.diffusion.ode import sample
-from clarep.diffusion.teacher import describe, load_teacher
+from clarep.diffusion.teacher import describe, load_teacher, point_to
 from clarep.diffusion.tiny_models import TINY, UNET
 from clarep.files import DataError
 
@@ -85,6 +85,15 @@ def pickled_checker(folder: Path) -> None:
     edit("model_index.json", safety_checker=["their_code", "Checker"], feature_extractor=["their_code", "X"])(folder)
 
 
+def becomes(file: str, content: bytes | None) -> Callable[[Path], None]:
+    """Other content of a file; None removes it."""
+    return lambda folder: (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+
+
+def diverged(tensors: dict) -> dict:
+    return tensors | {"conv_in.bias": tensors["conv_in.bias"] / 0}
+
+
 UNET_CONFIG, VAE_CONFIG, INDEX = "unet/config.json", "vae/config.json", "model_index.json"
 SCHEDULER, NET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
 VAE, ENCODER = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
@@ -112,6 +121,11 @@ REFUSED = {  # what is done to which kind of checkpoint: what the message names
     "VQ autoencoder": ("unet", vqvae, "part 'vqvae'"),
     "grey autoencoder": ("dit", edit(VAE_CONFIG, out_channels=1), "`out_channels` is 1"),
     "shifted autoencoder": ("dit", edit(VAE_CONFIG, shift_factor=0.1), "`shift_factor` is 0.1"),
+    "latents with statistics": ("dit", edit(VAE_CONFIG, latents_mean=[1.0] * 4), "`latents_mean` is [1.0, 1.0,"),
+    "weights that are not finite": ("unet", weights(NET, diverged), "are not finite (conv_in.bias)"),
+    "null in the table": ("dit", edit(INDEX, id2label=dict(zip("0123", "abc0"))), "its row 3 is the null condition"),
+    "no index": ("text", becomes(INDEX, None), "it is missing, or names no pipeline"),
+    "size as text": ("unet", edit(UNET_CONFIG, sample_size="8"), "`sample_size` is '8'"),
     "no size": ("unet", edit(UNET_CONFIG, sample_size=None), "`sample_size` is None"),
     "not square": ("unet", edit(UNET_CONFIG, sample_size=[8, 16]), "`sample_size` is [8, 16]"),
     "size that does not fit": ("unet", edit(UNET_CONFIG, sample_size=9), "cannot run this UNet2DModel"),
@@ -140,7 +154,8 @@ REFUSED = {  # what is done to which kind of checkpoint: what the message names
     "unknown betas": ("unet", edit(SCHEDULER, beta_schedule="mine"), "mine is not implemented"),
     "unknown spacing": ("unet", edit(SCHEDULER, timestep_spacing="log"), "log is not supported"),
 }
-AT_OPENING = {"missing weight", "prefix of DDP", "weight of another size"}  # only the weights themselves show it
+AT_OPENING = {"missing weight", "prefix of DDP", "weight of another size"}
+AT_OPENING |= {"weights that are not finite"}  # only the weights themselves show it
 AT_OPENING |= {name for name in REFUSED if name.startswith("missing in")}
 
 
@@ -165,6 +180,8 @@ OPENED = {  # what makes no difference
     "a checker of their own": ("text", pickled_checker),
     "clip_sample not named": ("text", edit(SCHEDULER, clip_sample=...)),
     "clip_sample by mistake": ("text", edit(SCHEDULER, clip_sample=True)),
+    "lists that are no parts": ("dit", edit(INDEX, crops=[0, 0], mean=[0.0] * 4)),
+    "table with several spellings": ("dit", edit(INDEX, id2label={"00": ["a", "ay"], "01": "b", "2": ["c"]})),
 }
 
 
@@ -245,3 +262,61 @@ def test_size_of_the_first_stable_diffusion(tmp_path):
     edit(UNET_CONFIG, _diffusers_version="0.8.0")(tmp_path)
     assert describe(tmp_path).latent_shape == (4, 64, 64)
     assert load_teacher(tmp_path, class_names=NAMES).latent_shape == (4, 64, 64)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+DAMAGED = {  # a file: what it holds; None: it is not there
+    "dit": {VAE_CONFIG: None, INDEX: POINTER, "transformer/config.json": b'{"_class_name": "DiTTr'},
+    "unet": {UNET_CONFIG: b"[]", SCHEDULER: None},
+    "text": {INDEX: b"null", "text_encoder/config.json": POINTER, "tokenizer/tokenizer.json": None},
+}
+
+
+@pytest.mark.parametrize("kind, file", [(kind, file) for kind in DAMAGED for file in DAMAGED[kind]])
+def test_a_damaged_part_is_to_be_downloaded_again(kind, file, tmp_path):
+    """Not to be deleted or made by `dvc repro`; transformers makes an empty vocabulary of a missing one."""
+    make(tmp_path, kind)
+    becomes(file, DAMAGED[kind][file])(tmp_path)
+    with pytest.raises(DataError, match=r"is damaged or incomplete \(.*\); download it again") as error:
+        load_teacher(tmp_path, class_names=None if kind == "unet" else NAMES)
+    assert Path(file).name in str(error.value)
+
+
+def test_weights_beside_those_of_the_configuration_are_said(tmp_path, capsys):
+    unet(tmp_path, down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    edit(UNET_CONFIG, down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2)(tmp_path)
+    load_teacher(tmp_path)
+    assert "attentions.0" in (said := capsys.readouterr().out) and "belong to no part of the network" in said
+
+
+@pytest.mark.parametrize(
+    "names, prompt", [(["Turkey", "turkey"], "a {name}"), (NAMES, f"{'in the very best light, ' * 9} a {{name}}")]
+)
+def test_prompts_that_the_encoder_reads_alike_are_refused(names, prompt, tmp_path):
+    """Capitals may not count, nor what stands behind the last token that it reads."""
+    make(tmp_path, "text")
+    with pytest.raises(ValueError, match=f"{len(names)} classes have the prompt .* up to 48 tokens"):
+        load_teacher(tmp_path, class_names=names, prompt=prompt)
+
+
+def test_other_weights_behind_a_link_are_noticed(tmp_path):
+    unet(tmp_path / "store")
+    (tmp_path / "own").mkdir()
+    for part in ("unet", "scheduler"):
+        (tmp_path / "own" / part).symlink_to(tmp_path / "store" / part)
+    point_to(tmp_path / "model", str(tmp_path / "own"), NAMES)
+    load_teacher(tmp_path / "model")
+    weights(NET, lambda tensors: {k: 2 * v for k, v in tensors.items()})(tmp_path / "store")
+    with pytest.raises(DataError, match="is not what it was when the teacher stage ran"):
+        load_teacher(tmp_path / "model")
+
+
+def test_a_path_beside_the_checkpoint_is_led_to_it(tmp_path, monkeypatch):
+    unet(tmp_path / "models--a--b/snapshots/1")
+    for path in ("models--a--b/snapshots/1/unet", "models--a--b", "models--a--b/snapshots"):
+        with pytest.raises(DataError, match="did you mean .*models--a--b/snapshots/1[?]$"):
+            describe(tmp_path / path)
+    (tmp_path / "sd.ckpt").touch()
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(DataError, match="is a single file; .* writes one"):
+        describe(f"{tmp_path.name}/sd.ckpt")

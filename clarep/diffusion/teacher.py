@@ -10,6 +10,7 @@ __all__ = ['TRUSTED_LIBRARIES', 'ARCHITECTURES', 'build_unet', 'build_scheduler'
 # %% ../../nbs/diffusion/03_teacher.ipynb #16e565e0
 import difflib
 import inspect
+import json
 import re
 import warnings
 from collections import Counter
@@ -71,6 +72,9 @@ def locate(
     folder, name = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise DataError(f"the teacher {name} is a single file; clarep opens folders in diffusers' format, and its "
+                        f"`StableDiffusionPipeline.from_single_file('{name}').save_pretrained('FOLDER')` writes one")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise DataError(f"no teacher at {name}: there is no such folder. `teacher.checkpoint` counts from the "
                         "project's folder; without one, `dvc repro teacher` trains a teacher")
@@ -97,7 +101,7 @@ def refuse_unsafe(folder: Path) -> None:
     for config in folder.glob("*/config.json"):
         if config.parent.name in _UNUSED_PARTS:
             continue
-        if "auto_map" in load_json(config):
+        if "auto_map" in _config(folder, f"{config.parent.name}/config.json"):
             raise DataError(f"{config} asks for Python code of the repository (`auto_map`); {trusted}")
         weights, target = {p.suffix for p in config.parent.iterdir()}, f"models/{_name_of(folder)}"
         if weights & _PICKLES and ".safetensors" not in weights:
@@ -107,16 +111,26 @@ def refuse_unsafe(folder: Path) -> None:
                 f"convert; convert('{folder}', '{target}')\"; then `teacher.checkpoint: {target}`")
 
 
+def _config(folder: Path, file: str) -> dict:
+    "A configuration of a checkpoint; raises `DataError` where it is missing, damaged or no mapping."
+    try:
+        if isinstance(content := json.loads((folder / file).read_text(encoding="utf-8")), dict):
+            return content
+        raise ValueError(f"it holds {type(content).__name__}, not a mapping")
+    except (OSError, ValueError) as e:
+        raise DataError(_damaged(folder, f"{file}: {getattr(e, 'strerror', None) or e}")) from e
+
+
 def _index(folder: Path) -> dict:
-    return load_json(index) if (index := folder / "model_index.json").is_file() else {}
+    return _config(folder, "model_index.json") if (folder / "model_index.json").is_file() else {}
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #9fb1ea1d
 def _index_parts(folder: Path) -> dict[str, list[str]]:
     "Library and class of each part of a pipeline that is there and would be opened."
     return {name: value for name, value in _index(folder).items()
-            if isinstance(value, list) and value and value[0] is not None and name not in _UNUSED_PARTS}
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and name not in _UNUSED_PARTS}
 
-# %% ../../nbs/diffusion/03_teacher.ipynb #6d02c47a
+
 def _name_of(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.split("--")[-1]
@@ -167,12 +181,15 @@ def architecture_of(folder: Path) -> Architecture:
     "The architecture of a checkpoint; raises `DataError` when it is none that clarep reads."
     for part in ("unet", "transformer"):
         if (config := folder / part / "config.json").is_file():
-            name = load_json(config).get("_class_name")
+            name = str(_config(folder, f"{part}/config.json").get("_class_name"))
             if name in ARCHITECTURES:
                 return ARCHITECTURES[name]
             raise DataError(f"{config}: {name} is no architecture that clarep reads: {', '.join(ARCHITECTURES)}")
+    near = [p for p in (folder.parent, *folder.glob("*"), *folder.glob("snapshots/*"))
+            if any((p / part / "config.json").is_file() for part in ("unet", "transformer"))]
     raise DataError(f"{folder} is no checkpoint in diffusers' format: it has neither unet/config.json nor "
-                    "transformer/config.json; `save_pretrained` of a diffusers pipeline writes them")
+                    "transformer/config.json; " + (f"did you mean {near[0]}?" if near else
+                                                   "`save_pretrained` of a diffusers pipeline writes them"))
 
 
 class LoadOptions(NamedTuple):
@@ -227,17 +244,20 @@ def _open_classes(folder: Path, net: nn.Module, scheduler, options: LoadOptions,
 def _labels(folder: Path, size: int) -> dict[str, str]:
     "Names of the classes of a table, by id; raises `DataError` for ids that the table does not have."
     header, index = _header(folder), _index(folder)
-    labels = dict(enumerate(header["class_names"])) if header else index.get("id2label") or dict.fromkeys(range(size))
-    labels = {str(i): str(i) if name is None else name for i, name in labels.items()}
+    table = header["class_names"] if header else index.get("id2label") or [None] * size
+    rows = table.items() if isinstance(table, dict) else enumerate(table)
+    labels = {re.sub(r"\A0+(?=\d)", "", str(i)): ", ".join(map(str, name if isinstance(name, list) else
+                                                               [i if name is None else name])) for i, name in rows}
     if unknown := [i for i in labels if not (i.isdecimal() and int(i) < size)]:
         raise DataError(f"{folder / 'model_index.json'}: `id2label` has the id {unknown[0]}, but the network's classes "
-                        f"are 0 to {size - 1}; number them as the network was trained")
+                        f"are 0 to {size - 1}, and its row {size} is the null condition; number the classes as the "
+                        "network was trained, and leave null out")
     return labels
 
 
 def _header(folder: Path) -> dict:
     "What `save_teacher` or `point_to` wrote beside the weights; nothing where another program wrote them."
-    return load_json(folder / "clarep.json") if (folder / "clarep.json").is_file() else {}
+    return _config(folder, "clarep.json") if (folder / "clarep.json").is_file() else {}
 
 
 def _space(folder: Path, options: LoadOptions) -> Pixels | PixelUnshuffle | VAESpace:
@@ -260,7 +280,13 @@ def _weights(network: type, folder: Path, options: LoadOptions) -> nn.Module:
         others = f"; it has {sorted(info['unexpected_keys'])[0]!r} instead" if info["unexpected_keys"] else ""
         raise DataError(f"the weights in {folder} lack {len(missing)} of {network.__name__}, such as {missing[0]!r}"
                         f"{others}; save the whole network again with `save_pretrained`")
-    for p in model.parameters(): # diffusers 0.42 leaves those of SD3's transformer in single precision
+    if unused := sorted(info["unexpected_keys"]):
+        print(f"{folder}: {len(unused)} weights, such as {unused[0]}, belong to no part of the network that its "
+              "config.json describes, and are left out, as diffusers does")
+    for name, p in model.named_parameters(): # diffusers 0.42 leaves those of SD3's transformer in single precision
+        if not p.isfinite().all():
+            raise DataError(f"the weights in {folder} are not finite ({name}): training has diverged, or they were too "
+                            "large for half precision; save them again in float32")
         p.data = p.data.to(options.dtype)
     return nn.Module.to(model, options.device)
 
@@ -287,7 +313,7 @@ def _pipeline(architecture: Architecture, net: nn.Module, scheduler: SchedulerMi
 def _prompt_embeddings(folder: Path, net: nn.Module, scheduler, options: LoadOptions) -> dict[str, torch.Tensor]:
     "One row per class, then the negative prompt; by the name of the network's argument."
     import transformers
-    parts = {name: getattr(transformers, value[1], None) for name, value in _index_parts(folder).items()
+    parts = {name: getattr(transformers, value[1]) for name, value in _index_parts(folder).items()
              if name.startswith(("tokenizer", "text_encoder"))}
     for name, part in parts.items():
         load = _weights if name.startswith("text") else _tokenizer
@@ -295,21 +321,27 @@ def _prompt_embeddings(folder: Path, net: nn.Module, scheduler, options: LoadOpt
     pipe = _pipeline(architecture_of(folder), net, scheduler, **parts)
     others = {f"prompt_{i}": None for i in (2, 3) if hasattr(pipe, f"text_encoder_{i}")}
     prompts = [options.prompt.replace("{name}", name.split(",")[0]) for name in options.class_names]
-    if again := [prompt for prompt, n in Counter(prompts).items() if n > 1]:
-        raise ValueError(f"{prompts.count(again[0])} classes have the prompt {again[0]!r}, so the teacher cannot "
-                         "tell them apart; a name counts up to its first comma: rename them")
     with torch.no_grad():
         rows = [pipe.encode_prompt(prompt=prompt, **others, device=options.device, num_images_per_prompt=1,
                                    do_classifier_free_guidance=False)[::2]
                 for prompt in [*prompts, options.negative_prompt]]
+    read = [hash(b"".join(p.float().cpu().numpy().tobytes() for p in row if p is not None)) for row in rows[:-1]]
+    if shared := [prompt for prompt, mark in zip(prompts, read) if read.count(mark) > 1]:
+        raise ValueError(f"{len(shared)} classes have the prompt {shared[0]!r} for the text encoder, so the teacher "
+                         "cannot tell them apart; a name counts up to its first comma, perhaps without capitals, and a "
+                         f"prompt up to {pipe.tokenizer.model_max_length} tokens: rename them, or shorten "
+                         "`teacher.prompt`")
     arguments = ("encoder_hidden_states", "pooled_projections")
     return {name: torch.cat(parts) for name, parts in zip(arguments, zip(*rows)) if parts[0] is not None}
 
-
+# %% ../../nbs/diffusion/03_teacher.ipynb #5982f632
 def _tokenizer(tokenizer: type, folder: Path, _options):
+    missing = [f for f in tokenizer.vocab_files_names.values() if not (folder / f).is_file()]
+    if "tokenizer.json" in missing and len(missing) > 1: # transformers would go on with an empty vocabulary
+        raise DataError(_damaged(folder.parent, f"{folder.name} lacks {' and '.join(missing)}"))
     return tokenizer.from_pretrained(folder, local_files_only=True)
 
-# %% ../../nbs/diffusion/03_teacher.ipynb #c5f676ae
+
 def _open_text(folder: Path, net: nn.Module, scheduler, options: LoadOptions, teacher: type) -> Teacher:
     if options.class_ids is not None:
         raise ValueError("`teacher.class_ids`: a text-conditional checkpoint has no table of classes; "
@@ -322,14 +354,15 @@ def _open_text(folder: Path, net: nn.Module, scheduler, options: LoadOptions, te
     return teacher(net, scheduler, options.class_names, prompts, _space(folder, options), options.solver)
 
 # %% ../../nbs/diffusion/03_teacher.ipynb #cafb3e07
-_VAE = {"_class_name": ("AutoencoderKL",), "in_channels": (3,), "out_channels": (3,)}
+_VAE = {"_class_name": ("AutoencoderKL",), "in_channels": (3,), "out_channels": (3,), "latents_mean": (None,),
+        "latents_std": (None,)}
 
 
 def _parts(folder: Path) -> tuple[Architecture, dict, SchedulerMixin]:
     "Architecture, configuration and scheduler of a checkpoint; raises `DataError` for one that cannot serve."
     refuse_unsafe(folder)
     architecture = architecture_of(folder)
-    config = load_json(folder / architecture.part / "config.json")
+    config = _config(folder, f"{architecture.part}/config.json")
     for applies, message in (*_of_parts(folder, architecture), *_of_settings(folder, architecture, config)):
         if applies:
             raise DataError(message)
@@ -352,17 +385,18 @@ def _of_parts(folder: Path, architecture: Architecture) -> Iterator[tuple[bool, 
            f"{folder} is incomplete: its model_index.json names an autoencoder, but there is no folder vae")
     yield (other is not None, f"{folder} has a part {other!r}, which clarep cannot open; it reads checkpoints of a "
            "network, a scheduler, an AutoencoderKL under vae/, and text encoders")
-    yield (architecture.pipeline not in (None, pipeline), f"{folder / 'model_index.json'}: {pipeline} is no pipeline "
-           f"that clarep runs; choose a checkpoint of {architecture.pipeline}")
+    yield (architecture.pipeline not in (None, pipeline), f"{folder / 'model_index.json'}: "
+           f"{f'{pipeline} is no pipeline that clarep runs' if pipeline else 'it is missing, or names no pipeline'}; "
+           f"choose a checkpoint of {architecture.pipeline}")
 
-# %% ../../nbs/diffusion/03_teacher.ipynb #1bd8dde5
+# %% ../../nbs/diffusion/03_teacher.ipynb #bd0f0470
 def _of_settings(folder: Path, architecture: Architecture, config: dict) -> Iterator[tuple[bool, str]]:
     "What is wrong with the settings of its networks."
     vae, path, patch_size = folder / "vae", folder / architecture.part, _header(folder).get("patch_size", 1)
     settings = [(path, config, *item) for item in architecture.fixed.items()]
     channels, source = 3 * patch_size**2, "an image has" if patch_size == 1 else "its patches have"
     if vae.is_dir():
-        vae_config = load_json(vae / "config.json")
+        vae_config = _config(folder, "vae/config.json")
         channels, source = vae_config.get("latent_channels", 4), "its autoencoder gives"
         shift = {} if architecture.teacher is FlowTeacher else {"shift_factor": (None, 0)} # other pipelines ignore it
         settings += [(vae, vae_config, *item) for item in (_VAE | shift).items()]
@@ -372,6 +406,10 @@ def _of_settings(folder: Path, architecture: Architecture, config: dict) -> Iter
         yield (values.get(key, allowed[0]) not in allowed,
                f"{where / 'config.json'}: `{key}` is {values.get(key)!r}, but clarep runs networks with "
                f"{' or '.join(map(repr, allowed))} only; choose another checkpoint")
+    default = inspect.signature(architecture.network.__init__).parameters["sample_size"].default
+    sides = size if isinstance(size := config.get("sample_size", default), list) else [size]
+    yield (len({*sides}) != 1 or not isinstance(sides[0], int) or sides[0] < 1,
+           f"{path / 'config.json'}: `sample_size` is {size!r}; clarep needs the side of a square, such as 32")
     inputs = config.get("in_channels", channels)
     yield (inputs != channels, f"the network at {folder} takes {inputs} channels, but {source} {channels}; "
            f"clarep reads no models for {'inpainting or editing' if inputs > channels else 'grey images'}")
@@ -388,7 +426,7 @@ def _damaged(folder: Path, why: str | Exception) -> str:
 # %% ../../nbs/diffusion/03_teacher.ipynb #5056118d
 def _scheduler(folder: Path, own: bool) -> SchedulerMixin:
     path = folder / "scheduler_config.json"
-    name = load_json(path, made_by="`save_pretrained` of the pipeline").get("_class_name", "")
+    name = str(_config(folder.parent, f"{folder.name}/{path.name}").get("_class_name"))
     family_of(name) # raises for one that is not read
     try:
         scheduler = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
@@ -417,9 +455,6 @@ def meta_teacher(
     path = folder / architecture.part / "config.json"
     try:
         teacher = _on_meta(folder, architecture, config, scheduler, n_classes or 1)
-        size = teacher.net.config.sample_size
-        if not isinstance(size, int) and (size is None or len({*size}) != 1):
-            raise DataError(f"{path}: `sample_size` is {size}; clarep needs the side of a square, such as 32")
         _run_once(teacher)
     except DataError:
         raise
@@ -439,14 +474,14 @@ def _on_meta(folder: Path, architecture: Architecture, config: dict, scheduler: 
     vae, teacher = folder / "vae", architecture.teacher
     with torch.device("meta"):
         net = architecture.network.from_config(config)
-        space = (VAESpace(AutoencoderKL.from_config(load_json(vae / "config.json"))) if vae.is_dir()
+        space = (VAESpace(AutoencoderKL.from_config(_config(folder, "vae/config.json"))) if vae.is_dir()
                  else pixel_space(_header(folder).get("patch_size", 1)))
     if not architecture.pipeline:
         size = teacher.table_size(net.config)
         _labels(folder, size)
         return teacher(net, scheduler, [str(i) for i in range(size)], space)
     _pipeline(architecture, net, scheduler)
-    encoder = load_json(folder / "text_encoder" / "config.json", made_by="`save_pretrained` of the pipeline")
+    encoder = _config(folder, "text_encoder/config.json")
     width = net.config.get("joint_attention_dim") or encoder["hidden_size"]
     prompts = {"encoder_hidden_states": torch.zeros(n + 1, 77, width)}
     if "pooled_projection_dim" in net.config:
@@ -490,7 +525,8 @@ def load_teacher(
 
 def _weights_of(folder: Path) -> str:
     "Fingerprint of a checkpoint's configurations and safetensors."
-    return fingerprint(*(f for f in sorted(folder.rglob("*")) if f.suffix in (".json", ".safetensors")))
+    files = sorted([*folder.glob("*"), *folder.glob("*/*")]) # of linked folders too
+    return fingerprint(*(f for f in files if f.is_file() and f.suffix in (".json", ".safetensors")))
 
 
 def _target(folder: Path, checkpoint: str) -> str | Path:

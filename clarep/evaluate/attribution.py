@@ -112,7 +112,7 @@ def disagreements(
         return places[values[places].argsort(descending=True, stable=True)[:n]]
     return largest(right[0] & ~right[1], gain), largest(right[1] & ~right[0], -gain)
 
-
+# %% ../../nbs/evaluate/attribution.ipynb #730cb52e
 def disagreement_figure(
     first: Classifier,
     second: Classifier,

@@ -238,7 +238,7 @@ def mce(
     base = baseline.loc[common.index, common.columns].sum(axis=1)
     return float((common.sum(axis=1) / base.where(base > 0)).mean(skipna=False))
 
-
+# %% ../../nbs/evaluate/corruptions.ipynb #387dba92
 def corruption_figure(errors: pd.DataFrame, title: str) -> Figure:
     "Accuracy by corruption and severity."
     values = 1 - errors.to_numpy().T

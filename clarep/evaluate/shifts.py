@@ -90,7 +90,7 @@ def _files(folders: dict[str, Path]) -> dict[str, list[Path]]:
         raise DataError(f"{empty[0]} holds no images; unpack the set again")
     return files
 
-
+# %% ../../nbs/evaluate/shifts.ipynb #f80786eb
 SIZES = {"imagenet_a": 200, "imagenet_r": 200, "imagenet_sketch": None, "imagenet_v2": None} # classes that may answer
 
 

@@ -180,7 +180,7 @@ def attack_figures(classifier: Classifier, data: Images, table: pd.DataFrame) ->
     return {"radius": attack_curves(table, f"{classifier.name}: accuracy against radius"),
             "surface": surface_figure(surfaces, title)}
 
-
+# %% ../../nbs/evaluate/suite.ipynb #2d3692d5
 def corruptions(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
     "`corruption_tasks`."
     return corruption_tasks(classifier, data, cache, **known_settings(corruption_tasks, settings))

@@ -48,7 +48,7 @@ def checks_table(table: pd.DataFrame) -> str: # table: of suite `attacks`; Markd
             if flags else "No check found a sign of hidden gradients.")
     return f"\n{head}\n\n" + markdown_table(list(checks.columns), checks.to_numpy().tolist()) + "\n"
 
-
+# %% ../../nbs/report/06_profile.ipynb #f74d99a3
 def profile_page(
     table: pd.DataFrame, # of `run_suites`
     folder: str | Path,  # of its figures
