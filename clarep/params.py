@@ -87,7 +87,7 @@ class Data(Section):
     name: Annotated[str, require(lambda name: name in SOURCES or re.fullmatch(r"[\w.-]+/[\w.-]+", name),
                                  f"allowed: {', '.join(SOURCES)} (for a smoke test), or a data set of the Hugging Face "
                                  "hub with its owner, such as uoft-cs/cifar10")]
-    path: str | None
+    path: Name | None
     classes: Annotated[list[str], Field(min_length=2)] | None
     label: str | None
     per_class: Positive | None
@@ -474,6 +474,8 @@ def preset_values(
     parts += [content[n] for content in contents.values() for n in names if n in content]
     values: dict[str, dict[str, Any]] = {}
     for section, changes in ((s, v) for part in parts for s, v in part.items()):
+        if not isinstance(changes, dict):
+            raise ParamsError(f"a preset of {' '.join(names)} gives {section!r} as {changes!r}; a section holds settings")
         values[section] = values.get(section, {}) | changes
     return values
 

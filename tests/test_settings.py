@@ -222,6 +222,17 @@ def test_a_stage_runs_in_an_odd_place_and_finds_a_relative_path(tmp_path, monkey
     assert (copy / run_stage("data") / "x.txt").read_text() == "['cat']"
 
 
+def test_a_terminal_without_the_letters_of_a_name_gets_their_numbers(tmp_path):
+    home = project(tmp_path)
+    notebook = nbformat.read(file := home / "nbs/stages/data.ipynb", 4)
+    notebook.cells[1].source = "print('class \u5b57')"
+    nbformat.write(notebook, file)
+    command = ["env", "PYTHONIOENCODING=cp1252", "python", "-m", "clarep.pipeline.stage", "data"]
+    (home / "clarep").symlink_to(HOME / "clarep")
+    done = run_in(home, *command)
+    assert done.returncode == 0 and "class \\u5b57" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("key, section", [("path", "data"), ("objects", "data"), ("checkpoint", "teacher")])
 @pytest.mark.parametrize("where", ["pictures", "a/b c", "../beside"])
 def test_a_relative_path_leads_to_the_project_in_a_copy_of_it(key, section, where, tmp_path):
@@ -386,3 +397,11 @@ def test_class_names_are_drawn_letter_by_letter():
             axes = figure.axes[0]
             assert not any(is_math_text(t.get_text()) for t in [*axes.get_xticklabels(), axes.title])
             plt.close(figure)
+
+
+@pytest.mark.parametrize("content", ["common:\n", "common: 3\n", "common: [seed]\n"])
+def test_a_preset_whose_section_holds_no_settings_is_refused(content, tmp_path):
+    shutil.copy(HOME / "presets/default.yaml", tmp_path)
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(ParamsError, match="a preset of mine gives 'common' as .*; a section holds settings"):
+        params.apply_preset("mine", tmp_path, tmp_path / "params.yaml")

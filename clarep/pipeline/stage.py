@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--arm", help="of a stage of the matrix")
     parser.add_argument("--seed", type=int, help="instead of common.seed")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace") # a terminal may lack the letters of a class's name
     exit_on_error(f"stage {args.stage}", run_stage, args.stage, args.arm, args.seed)
 
 # %% ../../nbs/pipeline/01_stage.ipynb #8b79a23d
