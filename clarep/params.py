@@ -475,7 +475,7 @@ def preset_values(
     values: dict[str, dict[str, Any]] = {}
     for section, changes in ((s, v) for part in parts for s, v in part.items()):
         if not isinstance(changes, dict):
-            raise ParamsError(f"a preset of {' '.join(names)} gives {section!r} as {changes!r}; a section holds settings")
+            raise ParamsError(f"a preset of {' '.join(names)} gives {section!r} as {changes!r}, not as settings")
         values[section] = values.get(section, {}) | changes
     return values
 

@@ -13,7 +13,6 @@ import inspect
 import json
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
