@@ -403,5 +403,5 @@ def test_class_names_are_drawn_letter_by_letter():
 def test_a_preset_whose_section_holds_no_settings_is_refused(content, tmp_path):
     shutil.copy(HOME / "presets/default.yaml", tmp_path)
     (tmp_path / "mine.yaml").write_text(content)
-    with pytest.raises(ParamsError, match="a preset of mine gives 'common' as .*; a section holds settings"):
+    with pytest.raises(ParamsError, match="a preset of mine gives 'common' as .*, not as settings"):
         params.apply_preset("mine", tmp_path, tmp_path / "params.yaml")
