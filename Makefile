@@ -20,7 +20,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test fuzz lab check docs readme preset cost bench rho ladder stability teachers recipes findings export clean active-env
+.PHONY: repro test fuzz lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -81,6 +81,9 @@ teachers: $(ENV)           ## two more teachers and all that follows from them: 
 
 stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
 	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
+
+generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
+	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)

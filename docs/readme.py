@@ -39,6 +39,8 @@ def findings(report: str, results: pd.DataFrame) -> str:
     flat = overall[overall.metric == "flat"].groupby("arm", sort=False).value.agg(["sum", "count"])
     ends = ", ".join(f"`{arm}` {int(n)}" for arm, (n, _) in flat.iterrows())
     value = overall[overall.stage == "representation"].groupby(["arm", "metric"]).value.mean()
+    bench = read_table(HOME / "bench/diffusion_classifier.csv")
+    generative = bench[bench.classifier.str.startswith("teacher")].set_index("set").value
 
     def retained(arm: str, suffix: str = "") -> str:
         return f"{value[arm, f'class_retained{suffix}']:.2f} and {value[arm, f'background_retained{suffix}']:.2f}"
@@ -50,7 +52,8 @@ def findings(report: str, results: pd.DataFrame) -> str:
         f"{retained('random')}, a low-pass (12 lowest frequencies removed) {retained('low_frequency, k = 12')}. "
         f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}. "
         f"In {100 * value['teacher', 'teacher_own_scene']:.0f} % of the teacher's guided samples a probe names the "
-        "scene that belongs to the class.\n"
+        "scene that belongs to the class. [As a classifier](nbs/benchmarks/diffusion_classifier.ipynb) it is right in "
+        f"{generative['clean']:.2f} of clean images, {generative['mixed_rand']:.2f} of mixed-rand.\n"
     )
 
 
