@@ -286,7 +286,7 @@ def test_weights_beside_those_of_the_configuration_are_said(tmp_path, capsys):
     unet(tmp_path, down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
     edit(UNET_CONFIG, down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2)(tmp_path)
     load_teacher(tmp_path)
-    assert "attentions.0" in (said := capsys.readouterr().out) and "belong to no part of the network" in said
+    assert "attentions.0" in (text := capsys.readouterr().out) and "belong to no part of the network" in text
 
 
 @pytest.mark.parametrize(

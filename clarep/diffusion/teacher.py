@@ -325,8 +325,8 @@ def _prompt_embeddings(folder: Path, net: nn.Module, scheduler, options: LoadOpt
                                    do_classifier_free_guidance=False)[::2]
                 for prompt in [*prompts, options.negative_prompt]]
     read = [hash(b"".join(p.float().cpu().numpy().tobytes() for p in row if p is not None)) for row in rows[:-1]]
-    if shared := [prompt for prompt, mark in zip(prompts, read) if read.count(mark) > 1]:
-        raise ValueError(f"{len(shared)} classes have the prompt {shared[0]!r} for the text encoder, so the teacher "
+    if alike := [prompt for prompt, mark in zip(prompts, read) if read.count(mark) > 1]:
+        raise ValueError(f"{len(alike)} classes have the prompt {alike[0]!r} for the text encoder, so the teacher "
                          "cannot tell them apart; a name counts up to its first comma, perhaps without capitals, and a "
                          f"prompt up to {pipe.tokenizer.model_max_length} tokens: rename them, or shorten "
                          "`teacher.prompt`")
