@@ -13,7 +13,7 @@ from fastcore.script import call_parse
 
 from ..evaluate.adversarial import masking_checks
 from ..evaluate.corruptions import corruption_errors, mce
-from ..evaluate.suite import PRESETS, SUITES, open_classifier, open_data, run_suites
+from ..evaluate.suite import PRESETS, SUITES, open_classifier, open_data, run_suites, suites_for
 from ..files import DataError, atomic_write, resolve_device
 from ..params import ParamsError, read_yaml
 from .comparison import in_markdown, markdown_table
@@ -89,7 +89,7 @@ def main(
     checkpoint: str,           # a student's file or folder, timm:NAME, or package.module:function
     data: str = None,          # a split of this project (.safetensors), or a folder with one folder per class
     out: str = "profile",      # folder for suite.csv, figures, profile.md and profile.html
-    suite: str = ",".join(SUITES), # which, separated by commas
+    suite: str = None,         # which, separated by commas; without it, all that the images allow
     preset: str = "default",   # smoke, default or full
     settings: str = None,      # YAML file: suite, then its settings, over those of the preset
     weights: str = None,       # file of a timm network's weights; without it, those that are published
@@ -105,8 +105,9 @@ def main(
             raise DataError("no images; give a split (.safetensors) or a folder of class folders as --data")
         source = open_data(data, checkpoint, image_size, images)
         classifier = open_classifier(checkpoint, source, weights, resolve_device(device, "float32")[0])
+        names = suite.split(",") if suite else suites_for(source, list(SUITES))
         base = pd.read_csv(baseline) if baseline else None
-        table = run_suites(classifier, source, suite.split(","), out, suite_settings(preset, settings), cache)
+        table = run_suites(classifier, source, names, out, suite_settings(preset, settings), cache)
         write_profile(profile_page(table, out, f"{len(source)} images of {data}", base), out)
     except (DataError, ParamsError, OSError, ValueError) as e:
         raise SystemExit(f"error: {e}") from e
