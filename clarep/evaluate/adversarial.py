@@ -120,7 +120,7 @@ ATTACKS = {
        for name, parts, evaluations, classes in (("apgd_ce", ["apgd-ce"], 100, 2), ("apgd_dlr", ["apgd-dlr"], 100, 3),
                                                  ("autoattack", STANDARD, 8000, 2))}}
 
-# %% ../../nbs/evaluate/adversarial.ipynb #85116d25
+# %% ../../nbs/evaluate/adversarial.ipynb #15745858
 def batch_size(x: torch.Tensor) -> int:
     "At most 250 images, fewer large ones."
     return max(1, min(250, 2**23 // x.shape[-2:].numel()))
@@ -142,7 +142,7 @@ def survivors(
 
     def remaining(part: Callable) -> torch.Tensor:
         result = stand.clone()
-        for places in stand.nonzero().flatten().split(batch_size(x)):
+        for places in filter(len, stand.nonzero().flatten().split(batch_size(x))):
             clean, labels = x[places].to(classifier.device), images.labels[places].to(classifier.device)
             attacked = part(model, clean, labels, radius, seed)
             check_ball(attacked, clean, radius, attack.norm)
