@@ -55,7 +55,7 @@ def test_twice_the_fraction_is_twice_the_clareps_and_nothing_else(p):
         ({"probes__n": 1}, {"probes"}),
         ({"student__epochs": 9}, {"student", "tune"}),
         ({"compare__seeds": [0]}, {"student"}),
-        ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student"}),
+        ({"compare__arms": ["ce"]}, {"auxiliary", "tune", "student", "suite"}),
         ({"tune__trials": 1}, {"tune"}),
         ({"student__learning_rate": 1.0}, set()),
     ],

@@ -42,7 +42,8 @@ def test_imports_run_from_left_to_right():
         (m, other)
         for m, others in IMPORTS.items()
         for other in others
-        if PLACE[m.split(".")[1]] < PLACE[other.split(".")[1]]
+        if not m.endswith("__main__")  # the command of a room may go through the whole house
+        and PLACE[m.split(".")[1]] < PLACE[other.split(".")[1]]
     ]
     assert not upward and len(MODULES) > 30
 
