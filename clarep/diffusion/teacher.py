@@ -435,7 +435,7 @@ def _scheduler(folder: Path, own: bool) -> SchedulerMixin:
     except (ArithmeticError, ImportError, TypeError, ValueError, RuntimeError) as e:
         raise DataError(f"{path}: diffusers cannot build a {name} ({' '.join(str(e).split())}); correct it") from e
     if (n := scheduler.config.num_train_timesteps) < 2:
-        raise DataError(f"{path}: `num_train_timesteps` is {n}; correct it, as the number that the network was trained with")
+        raise DataError(f"{path}: `num_train_timesteps` is {n}; it has to be what the network was trained with")
     if own and isinstance(scheduler, DDIMScheduler):
         scheduler.register_to_config(_clarep=True)
     return scheduler

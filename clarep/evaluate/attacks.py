@@ -64,7 +64,8 @@ def pgd_linf(
     start = attacked = start.clamp(low, high)
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
-        loss = margin(logits_of(model, attacked), labels, spread).sum() + 0 * attacked.sum() # of which scores may be independent
+        loss = margin(logits_of(model, attacked), labels, spread).sum()
+        loss = loss + 0 * attacked.sum() # scores may be independent of the image
         (gradient,) = torch.autograd.grad(loss, attacked)
         attacked = (attacked + step * gradient.sign()).clamp(low, high)
     if n := int((attacked == start).flatten(1).all(1).sum()):
