@@ -105,7 +105,8 @@ def entries(source: str) -> list[Entry]:
             elif isinstance(item, ast.FunctionDef) and (item.name == "__init__" or not item.name.startswith("_")):
                 doc = ast.get_docstring(item)
                 parts.append(head(item, lines) + (f'\n        "{doc.splitlines()[0]}"' if doc else ""))
-        found.append(Entry(node.name, "\n".join(parts), ast.get_docstring(node) or ""))
+        owner = f"{node.args.args[0].annotation.id}." if "@patch" in parts[0] else ""
+        found.append(Entry(owner + node.name, "\n".join(parts), ast.get_docstring(node) or ""))
     return found
 
 
@@ -156,7 +157,7 @@ def api_pages(pages: list[str]) -> list[str]:
         table += [f"\n## [clarep.{module}](api/{room}.md)\n", "| name | what it is |", "|---|---|"]
         exported = [c for c in notebook.cells if c.cell_type == "code" and "#| export" in c.source]
         for found in (entries(DIRECTIVE.sub("", c.source)) for c in exported):
-            anchor = "-".join(e.name for e in found).lower()
+            anchor = "-".join(e.name.replace(".", "") for e in found).lower()
             for name, signature, doc in found:
                 label = f"{module}.{name}" + "-class" * name[0].isupper()  # labels know no capitals
                 source = f"[Source](../{page}.ipynb#{anchor})"
@@ -177,7 +178,9 @@ def card(picture: str, words: str, page: str) -> str:
 def gallery(report: str) -> str:
     """The figures of the results, then the first picture of every chapter that has one; each leads to its page."""
     figures = re.findall(r"!\[([^\]]*)\]\((files/[^)]*)\)", report)
-    text = "## Figures of the results\n\n{.gallery}\n" + "\n".join(card(p, w, "results.md") for w, p in figures)
+    text = "## Figures of the results\n\n{.gallery}\n" + "\n".join(
+        card(picture, words[:1].upper() + words[1:], "results.md") for words, picture in figures
+    )
     parts = [text if figures else ""]
     for title, pages in CHAPTERS.items():
         cards = []
@@ -217,9 +220,9 @@ def write_sources() -> None:
     rooms = api_pages(library)
     front = (HOME / "docs" / "front.md").read_text(encoding="utf-8")
     front += gallery((SOURCE / "results.md").read_text(encoding="utf-8"))
-    front += toctree("Start", ["tour", "results", "older", *(f"results-{p.name}" for p in OTHERS)])
+    front += toctree("Start", ["The tour <tour>", "Results <results>", "Older experiments <older>", *(f"results-{p.name}" for p in OTHERS)])
     front += "".join(toctree(title, pages) for title, pages in CHAPTERS.items() if pages)
-    front += toctree("Reference", ["api", *rooms])
+    front += toctree("Reference", ["api", *sorted(rooms)])
     (SOURCE / "index.md").write_text(front, encoding="utf-8")
 
 
