@@ -9,6 +9,9 @@ TEACHERS ?= 1 2
 GAINS ?= 0.35 0.5 0.7 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
 OPTIONS ?=
+# Of `make lab`, for jupyter lab, such as --no-browser; of `make browse`, such as --shots FOLDER
+LAB ?=
+BROWSE ?=
 BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
 
 # With no environment active, .venv is made and used; an active one is taken as it is.
@@ -20,7 +23,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test fuzz lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env
+.PHONY: repro test fuzz lab check docs browse readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -34,8 +37,9 @@ test: $(ENV)               ## every notebook's asserts and the tests; ends with 
 fuzz: $(ENV)               ## thousands of random folders and damaged images; some minutes
 	python -m pytest -n 0 -m fuzz
 
-lab: $(ENV)                ## JupyterLab on the notebooks
-	jupyter lab nbs
+lab: $(ENV)                ## JupyterLab: the tour, all notebooks, and by-hand/ with the stages at smoke size; saving cleans
+	python .jupyter/by_hand.py
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" JUPYTER_PREFER_ENV_PATH=1 jupyter lab $(LAB)
 
 check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, links
 	ruff check .
@@ -44,6 +48,9 @@ check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, 
 
 docs: $(ENV)               ## the site, into _docs
 	python docs/build.py
+
+browse: $(ENV)             ## open every page of the site in headless Chromium (after make docs); says what it lacks
+	python docs/browse.py $(BROWSE)
 
 readme: $(ENV)             ## copy the table of the default's report into README.md
 	python docs/readme.py

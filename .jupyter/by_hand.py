@@ -1,0 +1,31 @@
+"""Write by-hand/: stage notebooks at smoke size, those that are missing; Git ignores them.
+
+They read data/ and runs/ and write into .scratch/by-hand, so never over results.
+"""
+
+from pathlib import Path
+
+import nbformat
+
+from clarep.params import apply_preset
+from clarep.pipeline.prepare import parameters_cell
+from clarep.pipeline.stage import STAGES
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    folder = HOME / "by-hand"
+    folder.mkdir(exist_ok=True)
+    settings = folder / "params.yaml"
+    apply_preset("smoke", HOME / "presets", settings)
+    for stage in (s for s in STAGES if not (folder / f"{s}.ipynb").exists()):
+        notebook = nbformat.read(HOME / "nbs" / "stages" / f"{stage}.ipynb", nbformat.NO_CONVERT)
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = parameters_cell(stage, settings)
+        nbformat.write(notebook, folder / f"{stage}.ipynb")
+
+
+if __name__ == "__main__":
+    main()
