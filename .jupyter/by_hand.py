@@ -6,6 +6,7 @@ They read data/ and runs/ and write into .scratch/by-hand, so never over results
 from pathlib import Path
 
 import nbformat
+from ruamel.yaml import YAML
 
 from clarep.params import apply_preset
 from clarep.pipeline.prepare import parameters_cell
@@ -19,6 +20,10 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     settings = folder / "params.yaml"
     apply_preset("smoke", HOME / "presets", settings)
+    values = YAML().load(settings.read_text(encoding="utf-8"))
+    values["probes"].update(n=1, epochs=1)  # on the data of the whole experiment
+    with settings.open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
     for stage in (s for s in STAGES if not (folder / f"{s}.ipynb").exists()):
         notebook = nbformat.read(HOME / "nbs" / "stages" / f"{stage}.ipynb", nbformat.NO_CONVERT)
         for cell in notebook.cells:

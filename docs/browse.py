@@ -127,7 +127,7 @@ def main() -> None:
         args.shots.mkdir(parents=True, exist_ok=True)
     if wrong := [*problems(SITE, args.pages, args.shots)]:
         sys.exit("error: the site in Chromium:\n  " + "\n  ".join(wrong))
-    print("in Chromium every page loads without an error, asks no other host and does not scroll sideways; search works")
+    print("in Chromium no page has an error, asks another host or scrolls sideways; search and dark mode work")
 
 
 if __name__ == "__main__":

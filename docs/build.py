@@ -49,6 +49,7 @@ ADDRESS = {  # of a file: the page that shows it
     HOME / "docs" / "results" / "README.md": "older.md",
     **{NBS / f"{page}.ipynb": f"{page}.ipynb" for pages in CHAPTERS.values() for page in pages},
     **{p / "report.md": f"results-{p.name}.md" for p in OTHERS},
+    **{p: f"profiles/{p.parent.parent.name}.md" for p in sorted(RUNS.glob("suite/*/profile/profile.md"))},
 }
 
 
@@ -145,7 +146,7 @@ def converted(notebook, stage: str | None, folder: Path, page: str, run: Path):
 
 def api_pages(pages: list[str]) -> list[str]:
     """Write a page per room with every public name, and a table of all; returns the pages."""
-    rooms, table = {}, ["# Every public name\n"]
+    rooms, table = {}, ["(every-name)=\n# Every public name\n"]
     for page in pages:
         notebook = nbformat.read(NBS / f"{page}.ipynb", 4)
         module = next((m[1] for c in notebook.cells if (m := re.search(r"#\| default_exp (\S+)", c.source))), None)
@@ -186,11 +187,11 @@ def gallery(report: str) -> str:
         cards = []
         for page in pages:
             cells = nbformat.read(SOURCE / f"{page}.ipynb", 4).cells
-            shown = [o.data["image/png"] for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-            if shown:
+            data = [o.data for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+            if data:
                 picture = SOURCE / "gallery" / f"{page}.png"
                 picture.parent.mkdir(parents=True, exist_ok=True)
-                picture.write_bytes(base64.b64decode(shown[0]))
+                picture.write_bytes(base64.b64decode(data[0]["image/png"]))
                 words = cells[0].source.splitlines()[0].lstrip("# ").replace("Stage: ", "")
                 cards.append(card(f"gallery/{page}.png", words, f"{page}.ipynb"))
         if cards:
@@ -218,9 +219,12 @@ def write_sources() -> None:
             (SOURCE / address).write_text(linked(text, path.parent, page), encoding="utf-8")
     library = [p for pages in CHAPTERS.values() for p in pages if not p.startswith("stages/")]
     rooms = api_pages(library)
-    front = (HOME / "docs" / "front.md").read_text(encoding="utf-8")
+    front = linked((HOME / "docs" / "front.md").read_text(encoding="utf-8"), HOME / "docs", "index")
     front += gallery((SOURCE / "results.md").read_text(encoding="utf-8"))
-    front += toctree("Start", ["The tour <tour>", "Results <results>", "Older experiments <older>", *(f"results-{p.name}" for p in OTHERS)])
+    start = ["The tour <tour>", "Results <results>", "Older experiments <older>"]
+    front += toctree("Start", [*start, *(f"results-{p.name}" for p in OTHERS)])
+    profiles = sorted(p.removesuffix(".md") for p in ADDRESS.values() if p.startswith("profiles/"))
+    front += toctree("Profiles of students", profiles) if profiles else ""
     front += "".join(toctree(title, pages) for title, pages in CHAPTERS.items() if pages)
     front += toctree("Reference", ["api", *sorted(rooms)])
     (SOURCE / "index.md").write_text(front, encoding="utf-8")
