@@ -12,6 +12,8 @@ OPTIONS ?=
 # Of `make lab`, for jupyter lab, such as --no-browser; of `make browse`, such as --shots FOLDER
 LAB ?=
 BROWSE ?=
+# Of `make plots`, for dvc plots show
+PLOTS ?=
 BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
 
 # With no environment active, .venv is made and used; an active one is taken as it is.
@@ -23,7 +25,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test fuzz lab check docs browse readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env
+.PHONY: repro test fuzz lab check docs browse plots readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -51,6 +53,9 @@ docs: $(ENV)               ## the site, into _docs
 
 browse: $(ENV)             ## open every page of the site in headless Chromium (after make docs); says what it lacks
 	python docs/browse.py $(BROWSE)
+
+plots: $(ENV)              ## dvc plots without a network: make plots PLOTS="runs/student/ce-0/history.csv -x epoch -y ce"
+	python docs/plots.py $(PLOTS)
 
 readme: $(ENV)             ## copy the table of the default's report into README.md
 	python docs/readme.py
