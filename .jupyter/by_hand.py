@@ -13,6 +13,11 @@ from clarep.pipeline.prepare import parameters_cell
 from clarep.pipeline.stage import STAGES
 
 HOME = Path(__file__).resolve().parent.parent
+FRESH = """
+
+import shutil
+shutil.rmtree("../" + out, ignore_errors=True)  # what an earlier run left there
+"""
 
 
 def main() -> None:
@@ -28,7 +33,7 @@ def main() -> None:
         notebook = nbformat.read(HOME / "nbs" / "stages" / f"{stage}.ipynb", nbformat.NO_CONVERT)
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
-                cell.source = parameters_cell(stage, settings)
+                cell.source = parameters_cell(stage, settings) + FRESH
         nbformat.write(notebook, folder / f"{stage}.ipynb")
 
 
