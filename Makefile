@@ -39,8 +39,10 @@ test: $(ENV)               ## every notebook's asserts and the tests; ends with 
 fuzz: $(ENV)               ## thousands of random folders and damaged images; some minutes
 	python -m pytest -n 0 -m fuzz
 
-lab: $(ENV)                ## JupyterLab: the tour, all notebooks, and by-hand/ with the stages at smoke size; saving cleans
+by-hand: | $(ENV)          ## stage notebooks at smoke size, to play with; they never write to runs/
 	python .jupyter/by_hand.py
+
+lab: $(ENV) by-hand        ## JupyterLab: the tour, all notebooks; saving cleans
 	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" JUPYTER_PREFER_ENV_PATH=1 jupyter lab $(LAB)
 
 check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, links

@@ -1,7 +1,4 @@
-"""Write by-hand/: stage notebooks at smoke size, those that are missing; Git ignores them.
-
-They read data/ and runs/ and write into .scratch/by-hand, so never over results.
-"""
+"""Write by-hand/: the stage notebooks at smoke size. They read data/ and runs/ and write into .scratch/by-hand."""
 
 from pathlib import Path
 
@@ -16,7 +13,10 @@ HOME = Path(__file__).resolve().parent.parent
 FRESH = """
 
 import shutil
-shutil.rmtree("../" + out, ignore_errors=True)  # what an earlier run left there
+from pathlib import Path
+folder = Path("..", out)
+shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left there
+folder.mkdir(parents=True)
 """
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     values["probes"].update(n=1, epochs=1)  # on the data of the whole experiment
     with settings.open("w", encoding="utf-8") as file:
         YAML().dump(values, file)
-    for stage in (s for s in STAGES if not (folder / f"{s}.ipynb").exists()):
+    for stage in STAGES:
         notebook = nbformat.read(HOME / "nbs" / "stages" / f"{stage}.ipynb", nbformat.NO_CONVERT)
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
