@@ -67,9 +67,12 @@ def browser_page(**options):
             browser.close()
 
 
-def problems(site: Path, pages: list[str] | None = None, shots: Path | None = None) -> Iterator[str]:
-    """What is wrong with pages of a site, all unless some are named; pictures of `LOOKED_AT` go to `shots`."""
-    pages = pages or sorted(str(p.relative_to(site).with_suffix("")) for p in site.rglob("*.html"))
+def all_pages(site: Path) -> list[str]:
+    return sorted(str(p.relative_to(site).with_suffix("")) for p in site.rglob("*.html"))
+
+
+def problems(site: Path, pages: list[str], shots: Path | None = None) -> Iterator[str]:
+    """What is wrong with pages of a site; pictures of those in `LOOKED_AT` go to `shots`."""
     with served(site) as home, browser_page(viewport=WIDE) as page:
         found = []
         page.on("console", lambda m: m.type in ("error", "warning") and found.append(f"console: {m.text}"))
@@ -92,6 +95,11 @@ def problems(site: Path, pages: list[str] | None = None, shots: Path | None = No
                     page.screenshot(path=file, full_page=True)
                     page.emulate_media(color_scheme="light")
             yield from (f"{name}.html: {text}" for text in found)
+
+
+def habits(site: Path) -> Iterator[str]:
+    """What the site as a whole does not do: find a name, turn dark."""
+    with served(site) as home, browser_page(viewport=WIDE) as page:
         if not any(link.startswith("clarid/") for link in hits(page, home, "right_singular_vectors")):
             yield "search.html: does not find right_singular_vectors in the room clarid"
         if not is_dark(page, home):
@@ -101,7 +109,7 @@ def problems(site: Path, pages: list[str] | None = None, shots: Path | None = No
 def hits(page, home: str, word: str) -> list[str]:
     """The pages that the search finds."""
     page.goto(f"{home}/search.html?q={word}")
-    page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+    page.wait_for_function("() => document.querySelector('#search-results p')?.innerText.match(/found|did not match/)")
     links = page.eval_on_selector_all("#search-results ul.search li a", "all => all.map(a => a.getAttribute('href'))")
     return [link.split("?")[0].split("#")[0] for link in links]
 
@@ -125,7 +133,7 @@ def main() -> None:
         sys.exit("error: there is no site in _docs/html; run `make docs`")
     if args.shots:
         args.shots.mkdir(parents=True, exist_ok=True)
-    if wrong := [*problems(SITE, args.pages, args.shots)]:
+    if wrong := [*problems(SITE, args.pages or all_pages(SITE), args.shots), *habits(SITE)]:
         sys.exit("error: the site in Chromium:\n  " + "\n  ".join(wrong))
     print("in Chromium no page has an error, asks another host or scrolls sideways; search and dark mode work")
 

@@ -1,0 +1,153 @@
+"""The site and JupyterLab of a fresh clone; in headless Chromium where there is one, as far as possible without."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import HOME, copy_of_project, run_all, run_in
+
+from clarep import __version__
+
+sys.path.insert(0, str(HOME / "docs"))
+import browse  # noqa: E402
+
+needs_browser = pytest.mark.skipif(bool(browse.why_not()), reason=browse.why_not())
+FOREIGN = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*?(?:src|href)=["'](?:https?:)?//[^>]*>""")
+FOREIGN_STYLE = re.compile(r"""(?:url\(|@import )["']?(?:https?:)?//[^)]*""")
+
+
+def foreign(site: Path) -> list[str]:
+    """What pages and styles would fetch from another host."""
+    pages = [m for p in site.rglob("*.html") for m in FOREIGN.findall(p.read_text(encoding="utf-8"))]
+    return pages + [m for p in site.rglob("*.css") for m in FOREIGN_STYLE.findall(p.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A fresh clone."""
+    return copy_of_project(tmp_path_factory.mktemp("docs"))
+
+
+@pytest.fixture(scope="module")
+def site(home) -> Path:
+    """The site of the fresh clone; it takes half a minute."""
+    run_all(home, ("python", "docs/build.py"))
+    return home / "_docs" / "html"
+
+
+def test_a_fresh_clone_has_a_whole_site(site):
+    notebooks = [p for p in (HOME / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    pages = browse.all_pages(site)
+    assert len(pages) > len(notebooks) and {"index", "tour", "results", "api/clarid", "stages/report"} <= {*pages}
+    assert "Not executed in this checkout" in (site / "stages/clareps.html").read_text()
+    assert (site / "index.html").read_text().count("<img") > 20
+    assert "<math" in (site / "clarid/01_jacobian.html").read_text()
+
+
+def test_api_has_every_exported_name_with_its_source(site):
+    for module, text in (("clarid.jacobian", "api/clarid.html"), ("files", "api/files.html")):
+        page = (site / text).read_text()
+        source = (HOME / "clarep" / f"{module.replace('.', '/')}.py").read_text()
+        names = re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.MULTILINE)
+        assert names and all(f"{name}</span></code>" in page for name in names)
+    for target, anchor in re.findall(r'href="\.\./([\w/]+\.html)#([^"]+)">Source', page):
+        assert f'id="{anchor}"' in (site / target).read_text()
+
+
+def test_no_page_asks_another_host(site):
+    assert foreign(site) == []
+
+
+def test_a_page_that_asks_another_host_is_seen(tmp_path):
+    tags = '<script src="https://a.org/x.js"></script><img alt="" src=\'//b.org/x.png\'><a href="https://c.org">c</a>'
+    (tmp_path / "x.html").write_text(tags)
+    (tmp_path / "x.css").write_text("@import url(https://d.org/x.css);")
+    assert len(foreign(tmp_path)) == 3
+
+
+@needs_browser
+def test_every_page_in_the_browser(site):
+    assert [*browse.problems(site, browse.all_pages(site)), *browse.habits(site)] == []
+
+
+@needs_browser
+def test_the_browser_sees_what_is_wrong(tmp_path):
+    code = f'<pre style="overflow:auto">{"x" * 400}</pre><div style="width:800px">wide</div><img alt="" src="none.png">'
+    script = '<script>console.error("oops"); undefined_name()</script><script src="http://127.0.0.2:9/x.js"></script>'
+    (tmp_path / "bad.html").write_text(f'<html><meta name="viewport" content="width=device-width">{code}{script}')
+    text = "\n".join(browse.problems(tmp_path, ["bad"]))
+    for problem in ("oops", "undefined_name", "another host", "404", "1 code blocks scroll", "wider than 390"):
+        assert problem in text, (problem, text)
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {__version__}\n" in (HOME / "CITATION.cff").read_text()
+
+
+CELLS = """() => [...window.jupyterapp.shell.currentWidget.context.model.cells].map(c => c.toJSON())"""
+READY = """() => window.jupyterapp?.shell.currentWidget?.context?.isReady
+  && window.jupyterapp.shell.currentWidget.context.sessionContext.session?.kernel?.status == 'idle'"""
+
+
+@pytest.fixture
+def lab(home):
+    """The address of `make lab` in the copy."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    options = f"--no-browser --allow-root --port={port} --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
+    scripts = str(Path(sys.executable).parent)
+    env = os.environ | {"PYTHONPATH": str(home), "VIRTUAL_ENV": sys.prefix, "JUPYTER_DATA_DIR": str(home / ".scratch")}
+    env["PATH"] = scripts + os.pathsep + env["PATH"]
+    (home / ".scratch").mkdir(exist_ok=True)
+    with (home / ".scratch" / "lab.log").open("w") as log:
+        process = subprocess.Popen(
+            ["make", "lab", f"LAB={options}"], cwd=home, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def run_and_save(page, address: str) -> list[dict]:
+    """Open a notebook, run all of its cells, save; its cells as they are then."""
+    page.set_default_timeout(600_000)
+    page.goto(address)
+    page.wait_for_function(READY)
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function(READY)
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    return page.evaluate(CELLS)
+
+
+@needs_browser
+def test_the_tour_in_jupyterlab(home, lab):
+    before = run_in(home, "git", "status", "--short").stdout
+    with browse.browser_page(viewport=browse.WIDE) as page:
+        page.goto(lab)
+        page.wait_for_url("**/nbs/index.ipynb*", timeout=120_000)
+        cells = run_and_save(page, f"{lab}/lab/tree/nbs/index.ipynb")
+    outputs = [o for c in cells for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert all(c["execution_count"] for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip())
+    done = run_in(home, "python", ".ci/check.py")
+    assert done.returncode == 0, done.stderr
+    changed = run_in(home, "git", "diff", "--numstat").stdout
+    assert before == "" and changed == "", changed
