@@ -1,5 +1,6 @@
 """The site and JupyterLab of a fresh clone; in headless Chromium where there is one, as far as possible without."""
 
+import json
 import os
 import re
 import signal
@@ -124,10 +125,9 @@ def lab(home):
             process.wait(timeout=60)
 
 
-def run_and_save(page, address: str) -> list[dict]:
-    """Open a notebook, run all of its cells, save; its cells as they are then."""
-    page.set_default_timeout(600_000)
-    page.goto(address)
+def run_and_save(page) -> list[dict]:
+    """Restart the kernel of the open notebook, run all cells, save; its cells as they are then."""
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.context.sessionContext.restartKernel()")
     page.wait_for_function(READY)
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(READY)
@@ -136,18 +136,26 @@ def run_and_save(page, address: str) -> list[dict]:
     return page.evaluate(CELLS)
 
 
+def without_outputs(path: Path) -> dict:
+    notebook = json.loads(path.read_text())
+    return {**notebook, "cells": [{**c, "outputs": []} for c in notebook["cells"]]}
+
+
 @needs_browser
 def test_the_tour_in_jupyterlab(home, lab):
-    before = run_in(home, "git", "status", "--short").stdout
+    tour = home / "nbs" / "index.ipynb"
+    before = without_outputs(tour)
     with browse.browser_page(viewport=browse.WIDE) as page:
+        page.set_default_timeout(600_000)
         page.goto(lab)
-        page.wait_for_url("**/nbs/index.ipynb*", timeout=120_000)
-        cells = run_and_save(page, f"{lab}/lab/tree/nbs/index.ipynb")
+        page.wait_for_function(READY)  # `make lab` opens the tour
+        cells = run_and_save(page)
+        assert without_outputs(tour) == before  # saving cleans; what stays is what the cells show on this machine
+        commit = "-c user.name=t -c user.email=t@example.org commit -qam run --allow-empty"
+        run_all(home, ("git", *commit.split()))
+        run_and_save(page)
     outputs = [o for c in cells for o in c.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"]
     assert any("image/png" in o.get("data", {}) for o in outputs)
     assert all(c["execution_count"] for c in cells if c["cell_type"] == "code" and "".join(c["source"]).strip())
-    done = run_in(home, "python", ".ci/check.py")
-    assert done.returncode == 0, done.stderr
-    changed = run_in(home, "git", "diff", "--numstat").stdout
-    assert before == "" and changed == "", changed
+    assert run_in(home, "git", "status", "--short").stdout == ""
