@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -11,10 +12,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import HOME, copy_of_project, run_all, run_in
+from traitlets.config import Config
 
 from clarep import __version__
+from clarep.pipeline.stage import STAGES
 
 sys.path.insert(0, str(HOME / "docs"))
 import browse  # noqa: E402
@@ -88,8 +92,41 @@ def test_the_browser_sees_what_is_wrong(tmp_path):
         assert problem in text, (problem, text)
 
 
+def test_from_a_number_to_its_notebook_in_one_click():
+    """Every section of the report's template links notebooks that exist; the results page leads to their pages."""
+    template = (HOME / "nbs/report/page.md").read_text().split("<!-- text:")[0]
+    for section in re.split(r"^## ", template, flags=re.MULTILINE)[1:]:
+        made_by = re.findall(r"\((\.\./\.\./nbs/[^)]*\.ipynb)\)", section)
+        assert made_by and all((HOME / "runs/report" / path).is_file() for path in made_by), section[:40]
+    linked = runpy.run_path(str(HOME / "docs/build.py"))["linked"]
+    text = "[select](../../nbs/stages/select.ipynb), [gone](../gone.md)"
+    assert linked(text, HOME / "runs/report", "results") == "[select](stages/select.ipynb), gone"
+
+
 def test_the_citation_has_the_version():
     assert f"\nversion: {__version__}\n" in (HOME / "CITATION.cff").read_text()
+
+
+def test_a_save_cleans(monkeypatch):
+    """The hook of `make lab`: nbdev's, no standard error, no outputs of a stage."""
+    monkeypatch.chdir(HOME)
+    hook = runpy.run_path(str(HOME / ".jupyter/jupyter_server_config.py"), {"get_config": Config})["clean"]
+    for path, kept in (("nbs/02_images.ipynb", ["stdout"]), ("nbs/stages/tune.ipynb", [])):
+        outputs = [nbformat.v4.new_output("stream", name=name, text="1") for name in ("stdout", "stderr")]
+        cell = nbformat.v4.new_code_cell("1", execution_count=7, outputs=outputs, metadata={"trusted": True})
+        hook(model={"type": "notebook", "content": nbformat.v4.new_notebook(cells=[cell])}, path=path)
+        assert [o["name"] for o in cell.outputs] == kept and cell.execution_count is None and cell.metadata == {}
+
+
+def test_a_stage_by_hand_is_small_and_writes_to_scratch(home):
+    run_all(home, ("python", ".jupyter/by_hand.py"))
+    cells = {s: nbformat.read(home / "by-hand" / f"{s}.ipynb", 4).cells for s in STAGES}
+    sources = {s: next(c.source for c in part if c.metadata.get("tags") == ["parameters"]) for s, part in cells.items()}
+    assert all(f'out = ".scratch/by-hand/{stage}"' in source for stage, source in sources.items())
+    assert "epochs = 4" in sources["student"] and "train_steps = 60" in sources["teacher"]
+    run_all(home, ("jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "by-hand/data.ipynb"))
+    assert (home / ".scratch/by-hand/data/splits/train.safetensors").is_file()
+    assert not (home / "data/prepared/splits").exists() and run_in(home, "git", "status", "--short").stdout == ""
 
 
 CELLS = """() => [...window.jupyterapp.shell.currentWidget.context.model.cells].map(c => c.toJSON())"""
