@@ -9,6 +9,11 @@ TEACHERS ?= 1 2
 GAINS ?= 0.35 0.5 0.7 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
 OPTIONS ?=
+# Of `make lab`, for jupyter lab, such as --no-browser; of `make browse`, such as --shots FOLDER
+LAB ?=
+BROWSE ?=
+# Of `make plots`, for dvc plots show
+PLOTS ?=
 BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
 
 # With no environment active, .venv is made and used; an active one is taken as it is.
@@ -20,7 +25,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env
+.PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env browse plots
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -37,8 +42,11 @@ fuzz: $(ENV)               ## thousands of random folders and damaged images; so
 howto: $(ENV)              ## every recipe of nbs/howto.ipynb as it is written, at smoke size; ten minutes
 	python -m pytest -n 0 -m howto
 
-lab: $(ENV)                ## JupyterLab on the notebooks
-	jupyter lab nbs
+by-hand: | $(ENV)          ## stage notebooks at smoke size, to play with; they never write to runs/
+	python .jupyter/by_hand.py
+
+lab: $(ENV) by-hand        ## JupyterLab: the tour, all notebooks; saving cleans
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" JUPYTER_PREFER_ENV_PATH=1 jupyter lab $(LAB)
 
 check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, links
 	ruff check .
@@ -47,6 +55,12 @@ check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, 
 
 docs: $(ENV)               ## the site, into _docs
 	python docs/build.py
+
+browse: $(ENV)             ## open every page of the site in headless Chromium (after make docs); says what it lacks
+	python docs/browse.py $(BROWSE)
+
+plots: $(ENV)              ## dvc plots without a network: make plots PLOTS="runs/student/ce-0/history.csv -x epoch -y ce"
+	python docs/plots.py $(PLOTS)
 
 readme: $(ENV)             ## copy the table of the default's report into README.md
 	python docs/readme.py

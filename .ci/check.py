@@ -4,7 +4,6 @@ It judges the project, never the experiment: any valid params.yaml and any resul
 """
 
 import ast
-import hashlib
 import json
 import re
 import subprocess
@@ -50,15 +49,17 @@ def name_of(path: Path) -> str:
 
 
 def changed_by(command: list[str], *patterns: str) -> list[str]:
-    """Files that a command changes, adds or removes."""
-
-    def state():
-        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in project_files(*patterns)}
-
-    before = state()
+    """Files that a command would change, add or remove; afterwards the tree is as it was."""
+    before = {p: p.read_bytes() for p in project_files(*patterns)}
     subprocess.run(command, cwd=HOME, check=True)
-    after = state()
-    return [name_of(p) for p in sorted(set(before) | set(after)) if before.get(p) != after.get(p)]
+    after = {p: p.read_bytes() for p in project_files(*patterns)}
+    changed = sorted(p for p in before | after if before.get(p) != after.get(p))
+    for path in changed:
+        if path in before:
+            path.write_bytes(before[path])
+        else:
+            path.unlink()
+    return [name_of(p) for p in changed]
 
 
 def cells(path: Path) -> list[dict]:
@@ -73,10 +74,11 @@ def prose(path: Path) -> str:
 
 def dead_links() -> Iterator[str]:
     """Relative links in prose whose target is not there; results of runs may be absent in a fresh clone."""
-    for path in project_files("*.md", "nbs/**/*.ipynb", "docs/**/*.md"):
+    for path in project_files("*.md", ".github/**/*.md", "nbs/**/*.ipynb", "nbs/**/*.md", "docs/**/*.md"):
+        folder = HOME / "runs/report" if path.name == "page.md" else path.parent  # the template of the report
         for target in LINK.findall(prose(path)):
-            missing = "://" not in target and not target.startswith("mailto:") and not (path.parent / target).exists()
-            if missing and not (path.parent / target).resolve().is_relative_to(HOME / "runs"):
+            missing = "://" not in target and not target.startswith("mailto:") and not (folder / target).exists()
+            if missing and not (folder / target).resolve().is_relative_to(HOME / "runs"):
                 yield f"{name_of(path)}: {target}"
 
 
@@ -93,6 +95,8 @@ def dirty_outputs() -> Iterator[str]:
                 yield f"{where}: an error is saved"
             if any(o.get("name") == "stderr" for o in outputs):
                 yield f"{where}: standard error is saved"
+            if outputs and "stages" in path.parts:
+                yield f"{where}: outputs of a stage, which DVC keeps in runs/"
             if MACHINE_PATH.search(json.dumps(outputs) + source):
                 yield f"{where}: a path of some machine"
             picture = any("image/png" in o.get("data", {}) for o in outputs)
@@ -149,18 +153,20 @@ def too_heavy() -> Iterator[str]:
 def main() -> None:
     parameters = [sys.executable, "-m", "clarep.pipeline.prepare", "--parameters"]
     problems = {
-        "nbdev-export changes the library (edit the notebook, run `make export`, commit both)": changed_by(
+        "nbdev-export changes the library (edit notebooks, not clarep/; run `make export`; commit both)": changed_by(
             ["nbdev-export"], "clarep/**/*.py"
         ),
-        "parameters cells differ from presets/default.yaml (`make export` writes them)": changed_by(
+        "parameters cells differ from presets/default.yaml (edit that; run `make export`)": changed_by(
             parameters, "nbs/stages/*.ipynb"
         ),
-        "notebooks are not clean (`make export` cleans them)": changed_by(["nbdev-clean"], "nbs/**/*.ipynb"),
-        "links that lead nowhere": [*dead_links()],
-        "outputs that should not be saved": [*dirty_outputs()],
-        f"prose over {WIDTH} columns": [*long_lines()],
-        "participles as names": [*participles()],
-        "too heavy": [*too_heavy()],
+        "notebooks are not clean (run `nbdev-clean`; saving in `make lab` does it)": changed_by(
+            ["nbdev-clean"], "nbs/**/*.ipynb"
+        ),
+        "links that lead nowhere (mend the path in the notebook or page)": [*dead_links()],
+        "outputs that should not be saved (in `make lab` run all cells, save)": [*dirty_outputs()],
+        f"prose over {WIDTH} columns (break the lines)": [*long_lines()],
+        "participles as names (rename them)": [*participles()],
+        "too heavy (smaller pictures; what runs make stays out of Git)": [*too_heavy()],
     }
     for problem, places in problems.items():
         if places:

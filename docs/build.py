@@ -5,19 +5,24 @@ Library notebooks become pages with a heading for every public name; stage noteb
 """
 
 import ast
+import base64
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 
-from clarep.pipeline.stage import STAGES
+from clarep.pipeline.stage import ARM_STAGES, STAGES
 
 HOME = Path(__file__).resolve().parent.parent
+NBS, RUNS = HOME / "nbs", HOME / "runs"
 SOURCE, SITE = HOME / "_docs" / "source", HOME / "_docs" / "html"
 FOLDERS = {
+    "How to": ["howto"],
     "The method": ["diffusion", "clarid"],
     "Students": ["classifiers", "cadistill"],
     "Measurement": ["evaluate", "report"],
@@ -27,9 +32,9 @@ FOLDERS = {
 }
 CHAPTERS = {
     title: [
-        str(p.relative_to(HOME / "nbs").with_suffix(""))
+        str(p.relative_to(NBS).with_suffix(""))
         for folder in folders
-        for p in sorted((HOME / "nbs" / folder).glob("*.ipynb"))
+        for p in sorted((NBS / folder).glob("*.ipynb"))
         if p.stem != "index"
     ]
     for title, folders in FOLDERS.items()
@@ -37,66 +42,161 @@ CHAPTERS = {
 CHAPTERS["Stages, as last executed"] = [f"stages/{stage}" for stage in STAGES]
 OTHERS = sorted(p for p in (HOME / "docs" / "results").glob("*") if p.is_dir())  # reports of other data sets, committed
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+ADDRESS = {  # of a file: the page that shows it
+    NBS / "index.ipynb": "tour.ipynb",
+    RUNS / "report" / "report.md": "results.md",
+    HOME / "docs" / "results" / "README.md": "older.md",
+    **{NBS / f"{page}.ipynb": f"{page}.ipynb" for pages in CHAPTERS.values() for page in pages},
+    **{p / "report.md": f"results-{p.name}.md" for p in OTHERS},
+    **{p: f"profiles/{p.parent.parent.name}.md" for p in sorted(RUNS.glob("suite/*/profile/profile.md"))},
+}
 
 
 def executed(stage: str) -> Path | None:
     """The stage notebook as DVC last ran it; of a matrix, the first one."""
-    places = (
-        [HOME / "data/prepared/data.ipynb"] if stage == "data" else [*(HOME / "runs" / stage).glob(f"**/{stage}.ipynb")]
-    )
+    places = [HOME / "data/prepared/data.ipynb"] if stage == "data" else [*(RUNS / stage).glob(f"**/{stage}.ipynb")]
     return next((p for p in sorted(places) if p.is_file()), None)
 
 
-def public_names(source: str) -> list[tuple[str, str]]:
-    """Name and first line of the docstring of every public function and class that a cell defines."""
-    defined = [
-        n
-        for n in ast.parse(source).body
-        if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")
-    ]
-    return [(n.name, (ast.get_docstring(n) or "").split("\n")[0]) for n in defined]
+def linked(text: str, folder: Path, page: str) -> str:
+    """Markdown of a file in `folder` for a page: links lead to pages, or to copies; of what is not there, the text."""
+
+    def address(match: re.Match) -> str:
+        picture, words, target, anchor = match[1], match[2], match[3], match[4] or ""
+        if "://" in target or target.startswith("mailto:"):
+            return match[0]
+        path = Path(os.path.normpath(folder / target))
+        name = ADDRESS.get(path)
+        if not name and path.is_file() and path.is_relative_to(HOME):
+            name = f"files/{path.relative_to(HOME)}"
+            (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, SOURCE / name)
+        if not name:
+            return f"*{words}: not made yet*" if picture else words
+        return f"{picture}[{words}]({os.path.relpath(name, Path(page).parent)}{anchor})"
+
+    return LINK.sub(address, text)
 
 
-def converted(notebook, stage: bool):
+class Entry(NamedTuple):
+    """A public name: its signature as written, with the shapes in its comments, and its docstring."""
+
+    name: str
+    signature: str
+    doc: str
+
+
+def head(node: ast.AST, lines: list[str]) -> str:
+    """The lines of a definition above its body."""
+    start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    return "\n".join(lines[start - 1 : max(node.body[0].lineno - 1, node.lineno)])
+
+
+def entries(source: str) -> list[Entry]:
+    """Every public function and class that a cell defines; of a class its fields and public methods."""
+    lines, found = source.splitlines(), []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        parts = [head(node, lines)]
+        for item in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(item, ast.AnnAssign):
+                parts.append("\n".join(lines[item.lineno - 1 : item.end_lineno]))
+            elif isinstance(item, ast.FunctionDef) and (item.name == "__init__" or not item.name.startswith("_")):
+                doc = ast.get_docstring(item)
+                parts.append(head(item, lines) + (f'\n        "{doc.splitlines()[0]}"' if doc else ""))
+        owner = f"{node.args.args[0].annotation.id}." if "@patch" in parts[0] else ""
+        found.append(Entry(owner + node.name, "\n".join(parts), ast.get_docstring(node) or ""))
+    return found
+
+
+def converted(notebook, stage: str | None, folder: Path, page: str, run: Path):
     """A notebook as a page: no directives, imports folded, a heading before each exported definition."""
-    cells = []
+    cells, level = [], 1
     for cell in notebook.cells:
-        if cell.cell_type == "code":
+        if cell.cell_type == "markdown":
+            cell.source = linked(cell.source, folder, page)
+            level = max([level, *(len(m) for m in re.findall(r"^(##?) ", cell.source, re.MULTILINE))])
+        elif cell.cell_type == "code":
             exported, source = "#| export" in cell.source, DIRECTIVE.sub("", cell.source).strip()
             if not source:
                 continue
             cell.source = source
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                if text := output.get("data", {}).get("text/markdown"):
+                    output["data"]["text/markdown"] = linked("".join(text), run, page)
             if all(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.parse(source).body):
                 cell.metadata["tags"] = ["hide-input"]
-            if exported and (names := public_names(source)):
-                cells.append(nbformat.v4.new_markdown_cell("### " + ", ".join(f"`{n}`" for n, _ in names)))
+            if exported and (found := entries(source)):
+                names = ", ".join(f"`{e.name}`" for e in found)
+                cells.append(nbformat.v4.new_markdown_cell(f"{'#' * (level + 1)} {names}"))
         cells.append(cell)
-    if stage and not any(c.get("outputs") for c in cells):
-        note = "Not executed in this checkout: `dvc repro` runs it, then `make docs` shows its results."
+    if stage:
+        where = f"`{run.relative_to(HOME)}`"
+        others = f", one of several: `{run.parent.relative_to(HOME)}` has all" if stage in ARM_STAGES else ""
+        note = f"As executed in {where}{others}. [Results](../results.md) shows what became of it."
+        if not any(c.get("outputs") for c in cells):
+            note = "Not executed in this checkout: `dvc repro` runs it, then `make docs` shows its results."
         cells.insert(1, nbformat.v4.new_markdown_cell(f":::{{note}}\n{note}\n:::"))
     notebook.cells = cells
     return notebook
 
 
-def api_page(pages: list[str]) -> str:
-    """A table of every public name, by module."""
-    lines = ["# Every public name\n"]
+def api_pages(pages: list[str]) -> list[str]:
+    """Write a page per room with every public name, and a table of all; returns the pages."""
+    rooms, table = {}, ["(every-name)=\n# Every public name\n"]
     for page in pages:
-        notebook = nbformat.read(HOME / "nbs" / f"{page}.ipynb", 4)
+        notebook = nbformat.read(NBS / f"{page}.ipynb", 4)
         module = next((m[1] for c in notebook.cells if (m := re.search(r"#\| default_exp (\S+)", c.source))), None)
         if module is None:  # a notebook of findings exports nothing
             continue
-        found = [
-            (n, doc, "-".join(name for name, _ in names).lower())
-            for c in notebook.cells
-            if c.cell_type == "code" and "#| export" in c.source
-            for names in [public_names(DIRECTIVE.sub("", c.source))]
-            for n, doc in names
-        ]
-        lines += [f"\n## [clarep.{module}]({page}.ipynb)\n", "| name | what it is |", "|---|---|"]
-        lines += [f"| [`{n}`]({page}.ipynb#{anchor}) | {doc.replace('|', chr(92) + '|')} |" for n, doc, anchor in found]
-    return "\n".join(lines) + "\n"
+        room = module.split(".")[0]
+        lines = rooms.setdefault(room, [f"# clarep.{room}\n"])
+        lines.append(f"\n## clarep.{module}\n\nFrom [{page}.ipynb](../{page}.ipynb).\n")
+        table += [f"\n## [clarep.{module}](api/{room}.md)\n", "| name | what it is |", "|---|---|"]
+        exported = [c for c in notebook.cells if c.cell_type == "code" and "#| export" in c.source]
+        for found in (entries(DIRECTIVE.sub("", c.source)) for c in exported):
+            anchor = "-".join(e.name.replace(".", "") for e in found).lower()
+            for name, signature, doc in found:
+                label = f"{module}.{name}" + "-class" * name[0].isupper()  # labels know no capitals
+                source = f"[Source](../{page}.ipynb#{anchor})"
+                lines.append(f"\n({label})=\n### `{name}`\n\n{doc}\n\n```python\n{signature}\n```\n\n{source}\n")
+                first = doc.split("\n")[0].replace("|", "\\|")
+                table.append(f"| [`{name}`](<#{label}>) | {first} |")
+    (SOURCE / "api").mkdir()
+    for room, lines in rooms.items():
+        (SOURCE / "api" / f"{room}.md").write_text("\n".join(lines), encoding="utf-8")
+    (SOURCE / "api.md").write_text("\n".join(table) + "\n", encoding="utf-8")
+    return [f"api/{room}" for room in rooms]
+
+
+def card(picture: str, words: str, page: str) -> str:
+    return f"- [![{words}]({picture})]({page})\n\n  [{words}]({page})\n"
+
+
+def gallery(report: str) -> str:
+    """The figures of the results, then the first picture of every chapter that has one; each leads to its page."""
+    figures = re.findall(r"!\[([^\]]*)\]\((files/[^)]*)\)", report)
+    text = "## Figures of the results\n\n{.gallery}\n" + "\n".join(
+        card(picture, words[:1].upper() + words[1:], "results.md") for words, picture in figures
+    )
+    parts = [text if figures else ""]
+    for title, pages in CHAPTERS.items():
+        cards = []
+        for page in pages:
+            cells = nbformat.read(SOURCE / f"{page}.ipynb", 4).cells
+            data = [o.data for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+            if data:
+                picture = SOURCE / "gallery" / f"{page}.png"
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                picture.write_bytes(base64.b64decode(data[0]["image/png"]))
+                words = cells[0].source.splitlines()[0].lstrip("# ").replace("Stage: ", "")
+                cards.append(card(f"gallery/{page}.png", words, f"{page}.ipynb"))
+        if cards:
+            parts.append(f"\n## {title}\n\n{{.gallery}}\n" + "\n".join(cards))
+    return "\n".join(parts)
 
 
 def toctree(caption: str, pages: list[str]) -> str:
@@ -106,55 +206,35 @@ def toctree(caption: str, pages: list[str]) -> str:
 def write_sources() -> None:
     """Fill `SOURCE` with what Sphinx reads."""
     shutil.rmtree(SOURCE, ignore_errors=True)
-    for page in ["index", *(p for pages in CHAPTERS.values() for p in pages)]:
-        path, stage = HOME / "nbs" / f"{page}.ipynb", page.startswith("stages/")
-        if stage:
-            path = executed(page.removeprefix("stages/")) or path
-        notebook = converted(nbformat.read(path, 4), stage)
-        if page == "index":
-            for cell in notebook.cells:
-                cell.source = cell.source.replace("../runs/report/report.md", "results.md").replace(
-                    "../runs/report/", "results/"
-                )
-            results = ["results", *(f"results-{p.name}" for p in OTHERS), "api"]
-            trees = toctree("Results", results) + "".join(toctree(c, p) for c, p in CHAPTERS.items())
-            notebook.cells.append(nbformat.v4.new_markdown_cell(trees))
+    for path, address in ADDRESS.items():
+        page = address.removesuffix(".ipynb").removesuffix(".md")
         (SOURCE / page).parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, SOURCE / f"{page}.ipynb")
-    library = [p for name, pages in CHAPTERS.items() for p in pages if not p.startswith("stages/")]
-    (SOURCE / "api.md").write_text(api_page(library), encoding="utf-8")
-    for report, page in [(HOME / "runs" / "report", "results"), *((p, f"results-{p.name}") for p in OTHERS)]:
-        file = report / "report.md"
-        text = file.read_text(encoding="utf-8") if file.is_file() else "# Results\n\n`dvc repro` makes them.\n"
-        text = re.sub(r"\[(\w+\.csv)\]\(\1\)", lambda m: f"`{(report / m[1]).relative_to(HOME)}`", text)  # noqa: B023
-        (SOURCE / page).mkdir(exist_ok=True)
-        for picture in report.rglob("*.png"):
-            shutil.copy(picture, SOURCE / page)
-        (SOURCE / f"{page}.md").write_text(
-            re.sub(r"\]\((?:students/)?(\w+\.png)\)", rf"]({page}/\1)", text), encoding="utf-8"
-        )
-    for picture in (HOME / "nbs").glob("*.png"):
-        shutil.copy(picture, SOURCE)
+        if path.suffix == ".ipynb":
+            stage = page.removeprefix("stages/") if page.startswith("stages/") else None
+            run = stage and executed(stage) or path
+            notebook = converted(nbformat.read(run, 4), stage, path.parent, page, run.parent)
+            nbformat.write(notebook, SOURCE / address)
+        else:
+            text = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n\n`dvc repro` makes them.\n"
+            (SOURCE / address).write_text(linked(text, path.parent, page), encoding="utf-8")
+    library = [p for pages in CHAPTERS.values() for p in pages if not p.startswith("stages/")]
+    rooms = api_pages(library)
+    front = linked((HOME / "docs" / "front.md").read_text(encoding="utf-8"), HOME / "docs", "index")
+    front += gallery((SOURCE / "results.md").read_text(encoding="utf-8"))
+    start = ["The tour <tour>", "Results <results>", "Older experiments <older>"]
+    front += toctree("Start", [*start, *(f"results-{p.name}" for p in OTHERS)])
+    profiles = sorted(p.removesuffix(".md") for p in ADDRESS.values() if p.startswith("profiles/"))
+    front += toctree("Profiles of students", profiles) if profiles else ""
+    front += "".join(toctree(title, pages) for title, pages in CHAPTERS.items() if pages)
+    front += toctree("Reference", ["api", *sorted(rooms)])
+    (SOURCE / "index.md").write_text(front, encoding="utf-8")
 
 
 def main() -> None:
     write_sources()
     shutil.rmtree(SITE, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-b",
-        "html",
-        "-c",
-        str(HOME / "docs"),
-        str(SOURCE),
-        str(SITE),
-    ]
-    if subprocess.run(command).returncode:
+    options = ["-W", "--keep-going", "-q", "-b", "html", "-c", str(HOME / "docs")]
+    if subprocess.run([sys.executable, "-m", "sphinx", *options, str(SOURCE), str(SITE)]).returncode:
         sys.exit("error: Sphinx warned; see above")
     print(f"the site: {(SITE / 'index.html').relative_to(HOME)}")
 

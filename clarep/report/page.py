@@ -350,6 +350,7 @@ def to_page(
 ) -> str: # HTML
     "A self-contained page: the text with its pictures inside; raises `FileNotFoundError` for a missing picture."
     body = MarkdownIt("commonmark").enable("table").render(markdown)
+    body = re.sub(r'href="\.\./\.\./nbs/(.*?)\.ipynb"', r'href="../../_docs/html/\1.html"', body)
     def inside(match):
         data = base64.b64encode((Path(folder) / match[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
