@@ -36,6 +36,7 @@ CHAPTERS = {
 }
 CHAPTERS["Stages, as last executed"] = [f"stages/{stage}" for stage in STAGES]
 OTHERS = sorted(p for p in (HOME / "docs" / "results").glob("*") if p.is_dir())  # reports of other data sets, committed
+PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
@@ -112,7 +113,8 @@ def write_sources() -> None:
             path = executed(page.removeprefix("stages/")) or path
         notebook = converted(nbformat.read(path, 4), stage)
         if page == "index":
-            for cell in notebook.cells:
+            for cell in notebook.cells:  # a picture of the results is there after `make repro`
+                cell.source = PICTURE.sub(lambda m: m[0] if (HOME / "nbs" / m[1]).is_file() else "", cell.source)
                 cell.source = cell.source.replace("../runs/report/report.md", "results.md").replace(
                     "../runs/report/", "results/"
                 )
