@@ -8,11 +8,12 @@ __all__ = ['OURS', 'GONE', 'BELOW', 'LINK', 'OLD', 'TEXT', 'WORD', 'IMAGES', 'TE
            'rename_notebook', 'new_file', 'check_name', 'survey', 'own_preset', 'measurable_arms', 'write_settings',
            'new_project', 'answers', 'main']
 
-# %% ../../nbs/pipeline/04_new.ipynb #d88be6fe
+# %% ../../nbs/pipeline/04_new.ipynb #67174067
 import json
 import keyword
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ from .prepare import arm_conflicts, teacher_conflicts
 from .stage import STAGES
 from ..sources import Tally, choose_classes, list_files, select_rows
 
-# %% ../../nbs/pipeline/04_new.ipynb #19e03e5d
+# %% ../../nbs/pipeline/04_new.ipynb #ace22748
 def git(*arguments: str, cwd: Path) -> str: # what it prints
     "Run git, whatever repository a hook or a shell has set; raises `DataError` where it fails or is not there."
     if not shutil.which("git"):
@@ -60,7 +61,7 @@ def project_files(
         names = sorted(filter(None, git(*command, cwd=home).split("\0")))
     return [n for n in names if (home / n).is_file() and not {*elsewhere} & {*(home / n).parents}]
 
-# %% ../../nbs/pipeline/04_new.ipynb #a3edb6cb
+# %% ../../nbs/pipeline/04_new.ipynb #a6bcaac6
 def copy_project(
     home: Path,
     target: Path,
@@ -86,7 +87,7 @@ def commit_all(home: Path, message: str) -> None:
     identity = ("-c", f"user.name={PACKAGE.name}", "-c", f"user.email={PACKAGE.name}@localhost") if unknown else ()
     git(*identity, "commit", "-q", "--no-verify", "-m", message, cwd=home)
 
-# %% ../../nbs/pipeline/04_new.ipynb #4d2629f4
+# %% ../../nbs/pipeline/04_new.ipynb #9ac5279b
 OURS = [
     "README.md", "CITATION.cff", "CHANGELOG.md", "dvc.lock", "data/*", "runs/*", "docs/readme.py", "docs/results/*",
     "nbs/findings/*", "nbs/benchmarks/*", "tests/test_experiment.py", "presets/own.yaml",
@@ -110,7 +111,7 @@ def unlink(
         return match[0] if not gone else "" if match[1] else match[2]
     return LINK.sub(plain, text)
 
-# %% ../../nbs/pipeline/04_new.ipynb #f16d361d
+# %% ../../nbs/pipeline/04_new.ipynb #e9ad18cf
 OLD, TEXT = PACKAGE.name, {"", ".py", ".ipynb", ".md", ".toml", ".yaml", ".yml", ".css", ".csv"} # endings
 WORD = re.compile(rf"\b{OLD}\b" + r'(?!\.json|": json|", "{}")') # what follows makes it a format
 
@@ -139,7 +140,7 @@ def rename_notebook(text: str, folder: str, new: str) -> str:
                 holder[key] = [WORD.sub(new, line) for line in holder[key]]
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
-# %% ../../nbs/pipeline/04_new.ipynb #3454a93b
+# %% ../../nbs/pipeline/04_new.ipynb #138dce25
 IMAGES, TEACHER = "data/images", "data/teacher" # links in the new project, which git does not know
 EDITS = { # file: what is replaced there once, by what; a title is quoted alike in JSON, TOML and Python
     "nbs/index.ipynb": (r'"# .*?\\n"', lambda m, title, extra: _quoted(f"# {title}\n")),
@@ -170,7 +171,7 @@ def new_file(file: str, content: bytes, name: str, title: str) -> tuple[str, byt
         text = re.sub(pattern, lambda m: edit(m, title, 3 * max(0, len(name) - len(OLD))), text, count=1)
     return target, text.encode()
 
-# %% ../../nbs/pipeline/04_new.ipynb #1b620f17
+# %% ../../nbs/pipeline/04_new.ipynb #3ef7dcf6
 def check_name(name: str, home: Path) -> None:
     "Raise `DataError` for a name that a new package cannot have."
     if name == OLD:
@@ -183,7 +184,7 @@ def check_name(name: str, home: Path) -> None:
     if name in sys.stdlib_module_names or find_spec(name):
         raise DataError(f"NAME: {name} is taken by a package that is installed here; choose another")
 
-# %% ../../nbs/pipeline/04_new.ipynb #a0b8cef3
+# %% ../../nbs/pipeline/04_new.ipynb #2f54d268
 MOST, LEAST = {"train": 20_000, "validation": 500, "test": 2_000}, 20 # images per set; settings allow 20 and more
 
 
@@ -213,7 +214,7 @@ def _shorter_side(path: str) -> int: # 0: unreadable
     except Exception: # decoders of damaged files raise anything
         return 0
 
-# %% ../../nbs/pipeline/04_new.ipynb #9dbe2bed
+# %% ../../nbs/pipeline/04_new.ipynb #2fa20f3e
 def own_preset(
     counts: dict[str, int],      # images per set
     size: int,                   # pixels per side, of a teacher that is trained
@@ -254,7 +255,7 @@ def write_settings(home: Path, preset: dict[str, dict]) -> Params:
         preset = preset | {"compare": {"arms": measurable_arms(p)}}
     return p
 
-# %% ../../nbs/pipeline/04_new.ipynb #f9d49241
+# %% ../../nbs/pipeline/04_new.ipynb #2509e859
 FORMATS = [["nbdev-export"], ["ruff", "check", "-q", "--fix", "--select", "I", "."]] # lines break at other places
 
 
@@ -294,9 +295,9 @@ def new_project(
     return f"{tally}\n\n" * bool(tally) + (
         f"{dest} holds {name}: {len(names)} classes; {', '.join(f'{n} {goal}' for goal, n in counts.items())} images.\n"
         "Without masks, backgrounds, selectivity and the arm ceiling cannot be measured.\n"
-        f"Next: cd {dest} && make repro (make cost says how long it takes)")
+        f"Next: cd {shlex.quote(str(dest))} && make repro (make cost says how long it takes)")
 
-# %% ../../nbs/pipeline/04_new.ipynb #28b28dd8
+# %% ../../nbs/pipeline/04_new.ipynb #73256d4e
 QUESTIONS = { # flag: question, and the answer that Enter gives; None: there is none
     "name": ("Name of the package, such as birds", None), "title": ("Title of the project", "{name}"),
     "images": ("Folder of the images, one folder per class", None),
