@@ -8,7 +8,7 @@ __all__ = ['OURS', 'GONE', 'BELOW', 'LINK', 'OLD', 'TEXT', 'WORD', 'IMAGES', 'TE
            'rename_notebook', 'new_file', 'check_name', 'survey', 'own_preset', 'measurable_arms', 'write_settings',
            'new_project', 'answers', 'main']
 
-# %% ../../nbs/pipeline/04_new.ipynb #67174067
+# %% ../../nbs/pipeline/04_new.ipynb #6f4896c4
 import json
 import keyword
 import os
@@ -33,12 +33,12 @@ from ruamel.yaml import YAML
 from ..diffusion.teacher import CheckpointInfo, describe
 from ..files import PACKAGE, DataError, atomic_write, project_root
 from ..images import printable
-from ..params import Params, apply_preset
+from ..params import Params, apply_preset, read_yaml
 from .prepare import arm_conflicts, teacher_conflicts
 from .stage import STAGES
 from ..sources import Tally, choose_classes, list_files, select_rows
 
-# %% ../../nbs/pipeline/04_new.ipynb #ace22748
+# %% ../../nbs/pipeline/04_new.ipynb #576d0ab1
 def git(*arguments: str, cwd: Path) -> str: # what it prints
     "Run git, whatever repository a hook or a shell has set; raises `DataError` where it fails or is not there."
     if not shutil.which("git"):
@@ -61,7 +61,7 @@ def project_files(
         names = sorted(filter(None, git(*command, cwd=home).split("\0")))
     return [n for n in names if (home / n).is_file() and not {*elsewhere} & {*(home / n).parents}]
 
-# %% ../../nbs/pipeline/04_new.ipynb #a6bcaac6
+# %% ../../nbs/pipeline/04_new.ipynb #8fa46786
 def copy_project(
     home: Path,
     target: Path,
@@ -87,7 +87,7 @@ def commit_all(home: Path, message: str) -> None:
     identity = ("-c", f"user.name={PACKAGE.name}", "-c", f"user.email={PACKAGE.name}@localhost") if unknown else ()
     git(*identity, "commit", "-q", "--no-verify", "-m", message, cwd=home)
 
-# %% ../../nbs/pipeline/04_new.ipynb #9ac5279b
+# %% ../../nbs/pipeline/04_new.ipynb #83d7da9a
 OURS = [
     "README.md", "CITATION.cff", "CHANGELOG.md", "dvc.lock", "data/*", "runs/*", "docs/readme.py", "docs/results/*",
     "nbs/findings/*", "nbs/benchmarks/*", "tests/test_experiment.py", "presets/own.yaml",
@@ -111,7 +111,7 @@ def unlink(
         return match[0] if not gone else "" if match[1] else match[2]
     return LINK.sub(plain, text)
 
-# %% ../../nbs/pipeline/04_new.ipynb #e9ad18cf
+# %% ../../nbs/pipeline/04_new.ipynb #5148da05
 OLD, TEXT = PACKAGE.name, {"", ".py", ".ipynb", ".md", ".toml", ".yaml", ".yml", ".css", ".csv"} # endings
 WORD = re.compile(rf"\b{OLD}\b" + r'(?!\.json|": json|", "{}")') # what follows makes it a format
 
@@ -140,7 +140,7 @@ def rename_notebook(text: str, folder: str, new: str) -> str:
                 holder[key] = [WORD.sub(new, line) for line in holder[key]]
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
-# %% ../../nbs/pipeline/04_new.ipynb #138dce25
+# %% ../../nbs/pipeline/04_new.ipynb #17132c34
 IMAGES, TEACHER = "data/images", "data/teacher" # links in the new project, which git does not know
 EDITS = { # file: what is replaced there once, by what; a title is quoted alike in JSON, TOML and Python
     "nbs/index.ipynb": (r'"# .*?\\n"', lambda m, title, extra: _quoted(f"# {title}\n")),
@@ -171,7 +171,7 @@ def new_file(file: str, content: bytes, name: str, title: str) -> tuple[str, byt
         text = re.sub(pattern, lambda m: edit(m, title, 3 * max(0, len(name) - len(OLD))), text, count=1)
     return target, text.encode()
 
-# %% ../../nbs/pipeline/04_new.ipynb #3ef7dcf6
+# %% ../../nbs/pipeline/04_new.ipynb #bda7e2b7
 def check_name(name: str, home: Path) -> None:
     "Raise `DataError` for a name that a new package cannot have."
     if name == OLD:
@@ -184,7 +184,7 @@ def check_name(name: str, home: Path) -> None:
     if name in sys.stdlib_module_names or find_spec(name):
         raise DataError(f"NAME: {name} is taken by a package that is installed here; choose another")
 
-# %% ../../nbs/pipeline/04_new.ipynb #2f54d268
+# %% ../../nbs/pipeline/04_new.ipynb #52f4b2f4
 MOST, LEAST = {"train": 20_000, "validation": 500, "test": 2_000}, 20 # images per set; settings allow 20 and more
 
 
@@ -214,8 +214,10 @@ def _shorter_side(path: str) -> int: # 0: unreadable
     except Exception: # decoders of damaged files raise anything
         return 0
 
-# %% ../../nbs/pipeline/04_new.ipynb #2fa20f3e
+# %% ../../nbs/pipeline/04_new.ipynb #586df2cd
 def own_preset(
+    default: dict[str, dict],    # `presets/default.yaml`
+    n_classes: int,
     counts: dict[str, int],      # images per set
     size: int,                   # pixels per side, of a teacher that is trained
     checkpoint: str | None,      # None: trained
@@ -224,14 +226,22 @@ def own_preset(
     "What differs from the default."
     limits = {f"n_{goal}": max(LEAST, min(n, MOST[goal])) for goal, n in counts.items()}
     data = {"name": "imagefolder", "path": IMAGES, "size": None if checkpoint else size, **limits}
+    share = round(max(default["clareps"]["fraction"], min(1, 4 * n_classes / counts["train"])), 2)
+    pictures = max(2, min(default["directions"]["n_per_class"], counts["test"] // n_classes))
+    n_images = max(default["representation"]["n_images"], 2 * n_classes)
+    preset = {"data": data, "clareps": {"fraction": share}, "auxiliary": {"fraction": share},
+              "directions": {"n_per_class": pictures}, "representation": {"n_images": n_images}}
+    changed = {section: {key: value for key, value in values.items() if value != default[section][key]}
+               for section, values in preset.items()}
+    preset = {section: values for section, values in changed.items() if values}
     if checkpoint is None:
-        return {"data": data}
+        return preset
     blocks, last = [name for name in info.layers if "block" in name], info.num_timesteps
     sweep = {"layers": [*dict.fromkeys(blocks[len(blocks) * i // 4] for i in (2, 3))]}
     times = {"timesteps": [last * 6 // 10, last * 3 // 4],
              "feature_timesteps": [last // 20, last * 3 // 20, last * 3 // 10]} if last != 1000 else {}
-    return {"data": data, "teacher": {"checkpoint": checkpoint}, "select": sweep | times,
-            "smoke": {"data": {"size": None}, "select": sweep}}
+    return preset | {"teacher": {"checkpoint": checkpoint}, "select": sweep | times,
+                     "smoke": {"data": {"size": None}, "select": sweep}}
 
 
 def measurable_arms(p: Params) -> list[str]:
@@ -255,7 +265,7 @@ def write_settings(home: Path, preset: dict[str, dict]) -> Params:
         preset = preset | {"compare": {"arms": measurable_arms(p)}}
     return p
 
-# %% ../../nbs/pipeline/04_new.ipynb #2509e859
+# %% ../../nbs/pipeline/04_new.ipynb #76a72fe7
 FORMATS = [["nbdev-export"], ["ruff", "check", "-q", "--fix", "--select", "I", "."]] # lines break at other places
 
 
@@ -281,7 +291,8 @@ def new_project(
         (part / IMAGES).symlink_to(images)
         if checkpoint == TEACHER:
             (part / TEACHER).symlink_to(model)
-        p = write_settings(part, own_preset(counts, size, checkpoint, info))
+        default = read_yaml(home / "presets/default.yaml")
+        p = write_settings(part, own_preset(default, len(names), counts, size, checkpoint, info))
         if info and (bad := [*teacher_conflicts(p, info)]):
             raise ValueError("\n".join(bad))
         classes = ", ".join([*map(printable, names[:12]), *["..."] * (len(names) > 12)]).replace("|", r"\|")
@@ -297,7 +308,7 @@ def new_project(
         "Without masks, backgrounds, selectivity and the arm ceiling cannot be measured.\n"
         f"Next: cd {shlex.quote(str(dest))} && make repro (make cost says how long it takes)")
 
-# %% ../../nbs/pipeline/04_new.ipynb #73256d4e
+# %% ../../nbs/pipeline/04_new.ipynb #db1adb05
 QUESTIONS = { # flag: question, and the answer that Enter gives; None: there is none
     "name": ("Name of the package, such as birds", None), "title": ("Title of the project", "{name}"),
     "images": ("Folder of the images, one folder per class", None),
