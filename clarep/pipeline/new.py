@@ -8,7 +8,7 @@ __all__ = ['OURS', 'GONE', 'BELOW', 'LINK', 'OLD', 'TEXT', 'WORD', 'IMAGES', 'TE
            'rename_notebook', 'new_file', 'check_name', 'survey', 'own_preset', 'measurable_arms', 'write_settings',
            'new_project', 'answers', 'main']
 
-# %% ../../nbs/pipeline/04_new.ipynb #6f4896c4
+# %% ../../nbs/pipeline/04_new.ipynb #9a5ea0ee
 import json
 import keyword
 import os
@@ -38,7 +38,7 @@ from .prepare import arm_conflicts, teacher_conflicts
 from .stage import STAGES
 from ..sources import Tally, choose_classes, list_files, select_rows
 
-# %% ../../nbs/pipeline/04_new.ipynb #576d0ab1
+# %% ../../nbs/pipeline/04_new.ipynb #61d7b44a
 def git(*arguments: str, cwd: Path) -> str: # what it prints
     "Run git, whatever repository a hook or a shell has set; raises `DataError` where it fails or is not there."
     if not shutil.which("git"):
@@ -61,7 +61,7 @@ def project_files(
         names = sorted(filter(None, git(*command, cwd=home).split("\0")))
     return [n for n in names if (home / n).is_file() and not {*elsewhere} & {*(home / n).parents}]
 
-# %% ../../nbs/pipeline/04_new.ipynb #8fa46786
+# %% ../../nbs/pipeline/04_new.ipynb #38120c2d
 def copy_project(
     home: Path,
     target: Path,
@@ -87,7 +87,7 @@ def commit_all(home: Path, message: str) -> None:
     identity = ("-c", f"user.name={PACKAGE.name}", "-c", f"user.email={PACKAGE.name}@localhost") if unknown else ()
     git(*identity, "commit", "-q", "--no-verify", "-m", message, cwd=home)
 
-# %% ../../nbs/pipeline/04_new.ipynb #83d7da9a
+# %% ../../nbs/pipeline/04_new.ipynb #75499eb4
 OURS = [
     "README.md", "CITATION.cff", "CHANGELOG.md", "dvc.lock", "data/*", "runs/*", "docs/readme.py", "docs/results/*",
     "nbs/findings/*", "nbs/benchmarks/*", "tests/test_experiment.py", "presets/own.yaml",
@@ -111,7 +111,7 @@ def unlink(
         return match[0] if not gone else "" if match[1] else match[2]
     return LINK.sub(plain, text)
 
-# %% ../../nbs/pipeline/04_new.ipynb #5148da05
+# %% ../../nbs/pipeline/04_new.ipynb #0454700f
 OLD, TEXT = PACKAGE.name, {"", ".py", ".ipynb", ".md", ".toml", ".yaml", ".yml", ".css", ".csv"} # endings
 WORD = re.compile(rf"\b{OLD}\b" + r'(?!\.json|": json|", "{}")') # what follows makes it a format
 
@@ -140,7 +140,7 @@ def rename_notebook(text: str, folder: str, new: str) -> str:
                 holder[key] = [WORD.sub(new, line) for line in holder[key]]
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
-# %% ../../nbs/pipeline/04_new.ipynb #17132c34
+# %% ../../nbs/pipeline/04_new.ipynb #523dfbfa
 IMAGES, TEACHER = "data/images", "data/teacher" # links in the new project, which git does not know
 EDITS = { # file: what is replaced there once, by what; a title is quoted alike in JSON, TOML and Python
     "nbs/index.ipynb": (r'"# .*?\\n"', lambda m, title, extra: _quoted(f"# {title}\n")),
@@ -171,7 +171,7 @@ def new_file(file: str, content: bytes, name: str, title: str) -> tuple[str, byt
         text = re.sub(pattern, lambda m: edit(m, title, 3 * max(0, len(name) - len(OLD))), text, count=1)
     return target, text.encode()
 
-# %% ../../nbs/pipeline/04_new.ipynb #bda7e2b7
+# %% ../../nbs/pipeline/04_new.ipynb #8001a4a5
 def check_name(name: str, home: Path) -> None:
     "Raise `DataError` for a name that a new package cannot have."
     if name == OLD:
@@ -184,7 +184,7 @@ def check_name(name: str, home: Path) -> None:
     if name in sys.stdlib_module_names or find_spec(name):
         raise DataError(f"NAME: {name} is taken by a package that is installed here; choose another")
 
-# %% ../../nbs/pipeline/04_new.ipynb #52f4b2f4
+# %% ../../nbs/pipeline/04_new.ipynb #95c0d289
 MOST, LEAST = {"train": 20_000, "validation": 500, "test": 2_000}, 20 # images per set; settings allow 20 and more
 
 
@@ -214,7 +214,7 @@ def _shorter_side(path: str) -> int: # 0: unreadable
     except Exception: # decoders of damaged files raise anything
         return 0
 
-# %% ../../nbs/pipeline/04_new.ipynb #586df2cd
+# %% ../../nbs/pipeline/04_new.ipynb #e6924225
 def own_preset(
     default: dict[str, dict],    # `presets/default.yaml`
     n_classes: int,
@@ -236,12 +236,12 @@ def own_preset(
     preset = {section: values for section, values in changed.items() if values}
     if checkpoint is None:
         return preset
-    blocks, last = [name for name in info.layers if "block" in name], info.num_timesteps
-    sweep = {"layers": [*dict.fromkeys(blocks[len(blocks) * i // 4] for i in (2, 3))]}
+    blocks, last = [name for name in info.layers if re.fullmatch(r"\w*block\w*(\.\d+)?", name)], info.num_timesteps
+    layers = [*dict.fromkeys(blocks[len(blocks) * i // 4] for i in (2, 3))]
     times = {"timesteps": [last * 6 // 10, last * 3 // 4],
              "feature_timesteps": [last // 20, last * 3 // 20, last * 3 // 10]} if last != 1000 else {}
-    return preset | {"teacher": {"checkpoint": checkpoint}, "select": sweep | times,
-                     "smoke": {"data": {"size": None}, "select": sweep}}
+    return preset | {"teacher": {"checkpoint": checkpoint}, "select": {"layers": layers} | times,
+                     "smoke": {"data": {"size": None}, "select": {"layers": [*layers]}}}
 
 
 def measurable_arms(p: Params) -> list[str]:
@@ -265,7 +265,7 @@ def write_settings(home: Path, preset: dict[str, dict]) -> Params:
         preset = preset | {"compare": {"arms": measurable_arms(p)}}
     return p
 
-# %% ../../nbs/pipeline/04_new.ipynb #76a72fe7
+# %% ../../nbs/pipeline/04_new.ipynb #b73b5f6f
 FORMATS = [["nbdev-export"], ["ruff", "check", "-q", "--fix", "--select", "I", "."]] # lines break at other places
 
 
@@ -308,7 +308,7 @@ def new_project(
         "Without masks, backgrounds, selectivity and the arm ceiling cannot be measured.\n"
         f"Next: cd {shlex.quote(str(dest))} && make repro (make cost says how long it takes)")
 
-# %% ../../nbs/pipeline/04_new.ipynb #db1adb05
+# %% ../../nbs/pipeline/04_new.ipynb #7791edb0
 QUESTIONS = { # flag: question, and the answer that Enter gives; None: there is none
     "name": ("Name of the package, such as birds", None), "title": ("Title of the project", "{name}"),
     "images": ("Folder of the images, one folder per class", None),
