@@ -90,12 +90,17 @@ def becomes(file: str, content: bytes | None) -> Callable[[Path], None]:
     return lambda folder: (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
 
 
+def moved(file: str, to: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).rename(folder / to)
+
+
 def diverged(tensors: dict) -> dict:
     return tensors | {"conv_in.bias": tensors["conv_in.bias"] / 0}
 
 
 UNET_CONFIG, VAE_CONFIG, INDEX = "unet/config.json", "vae/config.json", "model_index.json"
 SCHEDULER, NET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
+WORDS = "tokenizer/tokenizer_config.json"
 VAE, ENCODER = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 REFUSED = {  # what is done to which kind of checkpoint: what the message names
     "missing weight": ("unet", weights(NET, without_first), "lack 1 of UNet2DM"),
@@ -152,9 +157,23 @@ REFUSED = {  # what is done to which kind of checkpoint: what the message names
         "`rescale_betas_zero_snr`",
     ),  # fmt: skip
     "unknown betas": ("unet", edit(SCHEDULER, beta_schedule="mine"), "mine is not implemented"),
+    "no timesteps": ("unet", edit(SCHEDULER, num_train_timesteps=0), "`num_train_timesteps` is 0"),
+    "autoencoder scaled by nothing": ("dit", edit(VAE_CONFIG, scaling_factor=0), "`scaling_factor` is 0"),
+    "autoencoder scaled by a text": ("dit", edit(VAE_CONFIG, scaling_factor="0.18"), "`scaling_factor` is '0.18'"),
+    "fewer betas than timesteps": ("unet", edit(SCHEDULER, trained_betas=[1e-4, 0.02] * 50), "there are 100 betas"),
+    "no betas": ("unet", edit(SCHEDULER, trained_betas=[]), "there are 0 betas"),
+    "betas below 0": ("unet", edit(SCHEDULER, beta_start=-0.1), "betas are outside 0 to 1"),
+    "betas above 1": ("unet", edit(SCHEDULER, beta_end=2.0), "betas are outside 0 to 1"),
+    "clipped to nothing": ("unet", edit(SCHEDULER, clip_sample=True, clip_sample_range=0), "`clip_sample` off"),
+    "channels as text": ("dit", edit("transformer/config.json", in_channels="4"), "`in_channels` is '4'"),
+    "weights under another name": ("unet", moved(NET, "unet/unet.safetensors"), "its weights as unet.safetensors"),
+    "prompts longer than the encoder": ("text", edit(WORDS, model_max_length=77), "`model_max_length` is 77"),
+    "prompts without a length": ("text", edit(WORDS, model_max_length=...), "`model_max_length` is 1e+30"),
     "unknown spacing": ("unet", edit(SCHEDULER, timestep_spacing="log"), "log is not supported"),
 }
 AT_OPENING = {"missing weight", "prefix of DDP", "weight of another size"}
+AT_OPENING |= {"weights that are not finite", "weights under another name"}
+AT_OPENING |= {name for name in REFUSED if name.startswith("prompts")}
 AT_OPENING |= {"weights that are not finite"}  # only the weights themselves show it
 AT_OPENING |= {name for name in REFUSED if name.startswith("missing in")}
 
@@ -198,6 +217,25 @@ def test_opened_as_it_is(name, tmp_path):
     assert teacher.image_size == describe(tmp_path).image_size == expected.shape[-1]
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("offset, zero_snr", [(0, False), (1, True)])
+def test_any_number_of_steps_is_that_of_diffusers(spacing, offset, zero_snr, tmp_path):
+    """Also numbers that do not divide the timesteps."""
+    options = {"timestep_spacing": spacing, "steps_offset": offset, "rescale_betas_zero_snr": zero_snr}
+    scheduler = DDIMScheduler(prediction_type="v_prediction", **options)
+    net, teacher = unet(tmp_path, scheduler=scheduler), load_teacher(tmp_path)
+    for steps in (1, 3, 7, 30):
+        scheduler.set_timesteps(steps)
+        x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+        for t in scheduler.timesteps:
+            with torch.no_grad():
+                null, c = (net(x, t, class_labels=rows).sample for rows in (torch.full((3,), 3), torch.arange(3)))
+            x = scheduler.step(null + 2 * (c - null), t, x).prev_sample
+        torch.testing.assert_close(
+            sample(teacher, torch.arange(3), 2.0, steps, seed=3), x.clamp(-1, 1), atol=1e-3, rtol=0
+        )
+
+
 @pytest.mark.parametrize("kind", ["unet", "text"])
 def test_learned_variance_is_split_off(kind, tmp_path):
     make(tmp_path, kind)
@@ -231,6 +269,13 @@ def test_ids_of_a_table_are_kept(tmp_path):
     teacher = load_teacher(tmp_path)
     assert teacher.class_names == ["a", "b"] and teacher.table.tolist() == [1, 2, 3]
     assert load_teacher(tmp_path, class_names=["bee"]).table.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("ids", [[], [0, 1], [0, 1, 2, 2], [-1, 0, 1], [0, 1, 99], [0, 1, 3, 2, 4]])
+def test_ids_that_are_no_row_per_class_are_refused(ids, tmp_path):
+    unet(tmp_path)
+    with pytest.raises((DataError, ValueError), match="class ids?"):
+        load_teacher(tmp_path, class_names=NAMES, class_ids=ids)
 
 
 def test_classes_that_the_teacher_cannot_tell_apart_are_refused(tmp_path):
@@ -309,6 +354,32 @@ def test_other_weights_behind_a_link_are_noticed(tmp_path):
     weights(NET, lambda tensors: {k: 2 * v for k, v in tensors.items()})(tmp_path / "store")
     with pytest.raises(DataError, match="is not what it was when the teacher stage ran"):
         load_teacher(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name", ["owner/name/", "https://huggingface.co/owner/name", "owner/name@main", "hf://owner/name"]
+)
+def test_an_id_of_the_hub_in_another_form_is_corrected(name):
+    with pytest.raises(DataError, match="write an id of the hub as `owner/name`; for another revision give its folder"):
+        load_teacher(name)
+
+
+def test_a_name_that_is_too_long_is_no_teacher():
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_teacher("a" * 300)
+
+
+def test_other_words_of_a_tokenizer_are_noticed(tmp_path):
+    """The prompts depend on them."""
+    TINY["text"](tmp_path / "checkpoint", NAMES, 16)
+    point_to(tmp_path / "teacher", str(tmp_path / "checkpoint"), NAMES)
+    load_teacher(tmp_path / "teacher")
+    words = next(
+        f for f in (tmp_path / "checkpoint/tokenizer").iterdir() if f.suffix == ".txt" or f.name == "tokenizer.json"
+    )
+    words.write_text(words.read_text() + "\n")
+    with pytest.raises(DataError, match="is not what it was"):
+        load_teacher(tmp_path / "teacher")
 
 
 def test_a_path_beside_the_checkpoint_is_led_to_it(tmp_path, monkeypatch):

@@ -305,16 +305,46 @@ def test_values_of_8_and_16_bits_keep_their_meaning():
     fails(lambda: grey(encoded("TIFF", whole(200, np.float32))), contains="save it with 8 bits", exc=ValueError)
 
 
+@pytest.mark.parametrize("brightest, dark", [(255, 40), (4095, 40), (65535, 0)])
+def test_values_that_leave_a_file_of_16_bits_dark_are_said(brightest, dark, tmp_path, capsys):
+    ramp = np.linspace(0, brightest, 400).astype(np.uint16).reshape(20, 20)
+    for name in "ab":
+        for i in range(20):
+            Image.fromarray(ramp + i % 7).save(file := io.BytesIO(), "PNG")
+            write(tmp_path / name / f"{i}.png", file.getvalue())
+    load(tmp_path)
+    assert ("images are nearly black" in (out := capsys.readouterr().out)) == bool(dark)
+    assert not dark or f"{dark} of 40 images" in out
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "TGA", "ICO", "DDS"])
+def test_a_picture_that_is_transparent_all_over_is_refused(kind):
+    """Programs leave such an alpha by mistake; on white nothing of the picture would remain."""
+    for alpha, lost in ((0, True), (1, False)):
+        Image.new("RGBA", (32, 32), (200, 30, 40, alpha)).save(file := io.BytesIO(), kind, lossless=True)
+        if lost:
+            fails(
+                lambda: to_pixels(file.getvalue(), 16),
+                contains="every pixel is transparent",
+                exc=ValueError,
+            )
+        else:
+            assert to_pixels(file.getvalue(), 16).min() > 250
+
+
 def test_modes_and_transparency():
     red, clear = Image.new("RGB", (16, 16), (200, 10, 10)), Image.new("RGBA", (16, 16), (200, 10, 10, 0))
+    grey = Image.new("LA", (16, 16), (7, 0))
+    clear.putpixel((0, 0), (200, 10, 10, 255)), grey.putpixel((0, 0), (7, 255))
     pixel = lambda data: to_pixels(data, 16)[8, 8].tolist()  # noqa: E731
     palette = red.convert("P", palette=Image.Palette.ADAPTIVE)
     index = palette.getpixel((0, 0))
     assert pixel(encoded("PNG", palette)) == [200, 10, 10]
+    palette.putpixel((0, 0), index + 1)
     assert pixel(encoded("PNG", palette, transparency=index)) == [255] * 3 == pixel(encoded("PNG", clear))
     assert pixel(encoded("GIF", palette, transparency=index)) == [255] * 3
     assert pixel(encoded("PNG", Image.new("LA", (16, 16), (7, 255)))) == [7] * 3
-    assert pixel(encoded("PNG", Image.new("LA", (16, 16), (7, 0)))) == [255] * 3
+    assert pixel(encoded("PNG", grey)) == [255] * 3
     assert pixel(encoded("PNG", Image.fromarray(np.full((16, 16), 500, np.uint16)), transparency=500)) == [255] * 3
     assert pixel(encoded("TIFF", Image.new("1", (16, 16), 1))) == [255] * 3
     assert pixel(encoded("TIFF", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))) == [255, 0, 0]
@@ -744,6 +774,15 @@ def test_rows_without_a_label_are_counted(missing, tmp_path, capsys):
     sets = load_parquet(parquet(tmp_path, "train", PICTURE_ROWS, labels), tally := Tally())
     assert tally["train", "no label"] == [10, "row 30"] and sum(map(len, sets.values())) == 30
     assert re.search("train +no label +10 +row 30", capsys.readouterr().out)
+
+
+def test_a_class_of_test_alone_is_counted_or_refused(tmp_path, capsys):
+    parquet(tmp_path / "rows", "train", PICTURE_ROWS, CAT_OR_DOG)
+    parquet(tmp_path / "rows", "test", PICTURE_ROWS, CAT_OR_DOG[:-10] + ["fox"] * 10)
+    load_parquet(tmp_path / "rows")
+    assert re.search(r"test +of a class without images in train +10 ", capsys.readouterr().out)
+    fill(tmp_path / "files/train", "cat", "dog"), fill(tmp_path / "files/test", "cat", "dog", "fox")
+    fails(lambda: load(tmp_path / "files"), contains="no training images of fox; add some, or let", exc=DataError)
 
 
 def test_images_that_their_paths_do_not_lead_to_are_named(tmp_path):
