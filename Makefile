@@ -5,6 +5,7 @@ PRESET ?= default
 JOBS ?= 1
 # Of `make teachers`, beside that of the workspace: numbers from 1 on
 TEACHERS ?= 1 2
+<<<<<<< HEAD
 # Of `make ladder`
 GAINS ?= 0.35 0.5 0.7 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
@@ -15,6 +16,8 @@ BROWSE ?=
 # Of `make plots`, for dvc plots show
 PLOTS ?=
 BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
+=======
+>>>>>>> aea41c62cc9680579fd2b903a92212b2bff6e5b4
 
 # With no environment active, .venv is made and used; an active one is taken as it is.
 ifeq ($(VIRTUAL_ENV)$(CONDA_PREFIX),)
@@ -25,7 +28,11 @@ ENV := active-env
 endif
 
 
+<<<<<<< HEAD
 .PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env browse plots
+=======
+.PHONY: repro test fuzz howto lab check docs preset new cost teachers export clean active-env
+>>>>>>> aea41c62cc9680579fd2b903a92212b2bff6e5b4
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -51,11 +58,11 @@ lab: $(ENV) by-hand        ## JupyterLab: the tour, all notebooks; saving cleans
 check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, links
 	ruff check .
 	python .ci/check.py
-	python docs/readme.py --check
 
 docs: $(ENV)               ## the site, into _docs
 	python docs/build.py
 
+<<<<<<< HEAD
 browse: $(ENV)             ## open every page of the site in headless Chromium (after make docs); says what it lacks
 	python docs/browse.py $(BROWSE)
 
@@ -65,28 +72,17 @@ plots: $(ENV)              ## dvc plots without a network: make plots PLOTS="run
 readme: $(ENV)             ## copy the table of the default's report into README.md
 	python docs/readme.py
 
+=======
+>>>>>>> aea41c62cc9680579fd2b903a92212b2bff6e5b4
 preset: $(ENV)             ## write params.yaml from presets: make preset PRESET=smoke, or PRESET="imagenet-dit-xl smoke"
 	python -m clarep.params $(PRESET)
 
+# In a terminal, what is missing is asked for; a teacher is a folder, a hub id, or train
+new: $(ENV)                ## a project of your own: make new NAME=birds TITLE="..." IMAGES=DIR TEACHER=train DEST=DIR
+	@python -m clarep.pipeline.new --name "$$NAME" --title "$$TITLE" --images "$$IMAGES" --teacher "$$TEACHER" --dest "$$DEST"
+
 cost: $(ENV)               ## what the present params.yaml will cost, before it runs
 	python -m clarep.pipeline.estimate
-
-bench: $(ENV)              ## the kernel beside other algorithms, into bench/ (needs a trained teacher: make repro)
-	$(BENCHMARK)/jacobian.ipynb .scratch/jacobian.ipynb $(OPTIONS)
-
-# Lighter with `make preset PRESET=rho` first; two at a time on two cores: make rho JOBS=2 OMP_NUM_THREADS=1
-rho: $(ENV)                ## the pipeline at five strengths of the tie between class and background, and two numbers of images
-	for rho in 0.75 0.5 0.65 0.8 0.95; do dvc exp remove -q rho-$$rho 2>/dev/null; dvc exp run --queue -n rho-$$rho -S data.rho=$$rho || exit 1; done
-	for n in 4000 1000; do dvc exp remove -q train-$$n 2>/dev/null; dvc exp run --queue -n train-$$n -S data.n_train=$$n || exit 1; done
-	dvc exp run --run-all -j $(JOBS)
-	python -m clarep.report.dependence rho-0.75 rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-1000 train-4000
-
-# Lighter with `make preset PRESET=ladder` first; two at a time on two cores: make ladder JOBS=2 OMP_NUM_THREADS=1
-ladder: $(ENV)             ## when does CLARID work: selectivity at five gains of the background
-	for gain in $(GAINS); do dvc exp remove -q gain-$$gain 2>/dev/null; \
-	  dvc exp run --queue -n gain-$$gain -S data.background_gain=$$gain representation || exit 1; done
-	dvc exp run --run-all -j $(JOBS)
-	python -m clarep.report.ladder $(GAINS:%=gain-%)
 
 # Two at a time on two cores: make teachers JOBS=2 OMP_NUM_THREADS=1
 teachers: $(ENV)           ## two more teachers and all that follows from them: how far the results hold (after make repro)
@@ -95,19 +91,6 @@ teachers: $(ENV)           ## two more teachers and all that follows from them: 
 	  dvc exp remove -q teacher-$$n 2>/dev/null; dvc exp run --queue -n teacher-$$n $$settings || exit 1; done
 	dvc exp run --run-all -j $(JOBS)
 	python -m clarep.report.population workspace $(TEACHERS:%=teacher-%)
-
-stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
-	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
-
-generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
-	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
-
-recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
-	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
-
-findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
-	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb
-	nbdev-clean
 
 export: $(ENV)             ## notebooks to library; parameters cells; what stages depend on
 	nbdev-export
@@ -129,3 +112,49 @@ clean:                     ## what can be made again; never data, runs or the DV
 
 active-env:
 	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
+
+# Of this repository's experiment; `make new` leaves out all that follows
+.PHONY: check-readme readme bench rho ladder stability generative recipes findings
+# Of `make ladder`
+GAINS ?= 0.35 0.5 0.7 0.85 1.0
+# Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
+OPTIONS ?=
+BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
+
+check: check-readme
+
+check-readme: $(ENV)
+	python docs/readme.py --check
+
+readme: $(ENV)             ## copy the table of the default's report into README.md
+	python docs/readme.py
+
+bench: $(ENV)              ## the kernel beside other algorithms, into bench/ (needs a trained teacher: make repro)
+	$(BENCHMARK)/jacobian.ipynb .scratch/jacobian.ipynb $(OPTIONS)
+
+# Lighter with `make preset PRESET=rho` first; two at a time on two cores: make rho JOBS=2 OMP_NUM_THREADS=1
+rho: $(ENV)                ## the pipeline at five strengths of the tie between class and background, and two numbers of images
+	for rho in 0.75 0.5 0.65 0.8 0.95; do dvc exp remove -q rho-$$rho 2>/dev/null; dvc exp run --queue -n rho-$$rho -S data.rho=$$rho || exit 1; done
+	for n in 4000 1000; do dvc exp remove -q train-$$n 2>/dev/null; dvc exp run --queue -n train-$$n -S data.n_train=$$n || exit 1; done
+	dvc exp run --run-all -j $(JOBS)
+	python -m clarep.report.dependence rho-0.75 rho-0.5 rho-0.65 rho-0.8 rho-0.95 train-1000 train-4000
+
+# Lighter with `make preset PRESET=ladder` first; two at a time on two cores: make ladder JOBS=2 OMP_NUM_THREADS=1
+ladder: $(ENV)             ## when does CLARID work: selectivity at five gains of the background
+	for gain in $(GAINS); do dvc exp remove -q gain-$$gain 2>/dev/null; \
+	  dvc exp run --queue -n gain-$$gain -S data.background_gain=$$gain representation || exit 1; done
+	dvc exp run --run-all -j $(JOBS)
+	python -m clarep.report.ladder $(GAINS:%=gain-%)
+
+stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
+	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
+
+generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
+	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
+
+recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
+	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
+
+findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
+	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb
+	nbdev-clean

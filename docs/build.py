@@ -46,7 +46,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 ADDRESS = {  # of a file: the page that shows it
     NBS / "index.ipynb": "tour.ipynb",
     RUNS / "report" / "report.md": "results.md",
-    HOME / "docs" / "results" / "README.md": "older.md",
+    **{p: "older.md" for p in [HOME / "docs" / "results" / "README.md"] if p.is_file()},  # of clarep's own project
     **{NBS / f"{page}.ipynb": f"{page}.ipynb" for pages in CHAPTERS.values() for page in pages},
     **{p / "report.md": f"results-{p.name}.md" for p in OTHERS},
     **{p: f"profiles/{p.parent.parent.name}.md" for p in sorted(RUNS.glob("suite/*/profile/profile.md"))},
@@ -221,7 +221,11 @@ def write_sources() -> None:
     rooms = api_pages(library)
     front = linked((HOME / "docs" / "front.md").read_text(encoding="utf-8"), HOME / "docs", "index")
     front += gallery((SOURCE / "results.md").read_text(encoding="utf-8"))
-    start = ["The tour <tour>", "Results <results>", "Older experiments <older>"]
+    start = [
+        "The tour <tour>",
+        "Results <results>",
+        *(["Older experiments <older>"] if "older.md" in ADDRESS.values() else []),
+    ]
     front += toctree("Start", [*start, *(f"results-{p.name}" for p in OTHERS)])
     profiles = sorted(p.removesuffix(".md") for p in ADDRESS.values() if p.startswith("profiles/"))
     front += toctree("Profiles of students", profiles) if profiles else ""

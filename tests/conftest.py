@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from clarep.pipeline.new import commit_all, copy_project
+
 HOME = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))  # two workers share the cores
 
 
-PROJECTS = {"tests/test_bad_input.py": "tests/test_pipeline.py"}  # file: the file whose project it asks
+PROJECTS = dict.fromkeys(["tests/test_bad_input.py", "tests/test_experiment.py"], "tests/test_pipeline.py")  # shared
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -47,20 +48,9 @@ def run_in(folder: Path, *command: str, timeout: float = 1500) -> subprocess.Com
 
 
 def copy_of_project(target: Path) -> Path:
-    """The files that git knows or would add, in a repository of their own."""
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=HOME, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.exit(f"tests copy the files that git knows, and {HOME} is no repository: run `git init` there")
-    for name in filter(None, listed.stdout.split("\0")):
-        if (HOME / name).is_file() and not name.startswith(("runs/", "dvc.lock")):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(HOME / name, target / name)
-    for command in (
-        ["git", "init", "-q"],
-        ["git", "add", "-A"],
-        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "copy"],
-    ):
-        subprocess.run(command, cwd=target, check=True, capture_output=True)
+    """The files that git would add, in a repository of their own."""
+    copy_project(HOME, target, leave_out=["runs/*", "dvc.lock"])
+    commit_all(target, "copy")
     return target
 
 

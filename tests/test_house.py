@@ -54,11 +54,6 @@ def test_no_module_imports_itself_through_others():
         assert module not in others
 
 
-def test_the_library_does_not_grow():
-    """The goal was 6,700 lines, before other issues asked for folders, checkpoints and a suite; the limit is today."""
-    assert sum(len(p.read_text().splitlines()) for p in MODULES.values()) <= 12038
-
-
 def test_public_names_keep_their_addresses():
     code = """
 from clarep.clarid.jacobian import right_singular_vectors

@@ -1,14 +1,15 @@
-"""A data set with known classes only goes through every stage, by params alone."""
+"""Images with known classes only, in a project of `make new`, go through every stage to the report."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import copy_of_project, run_in
+from conftest import HOME, run_in
 from PIL import Image
 from ruamel.yaml import YAML
 
+from clarep.pipeline.new import new_project
 from clarep.pipeline.stage import STAGES
 
 COLOURS = {
@@ -21,7 +22,6 @@ COLOURS = {
     "yellow bar": (230, 220, 40),
 }
 OVERRIDES = {
-    "data": {"name": "imagefolder", "path": "pictures"},
     "probes": {"n": 1, "epochs": 40},
     "select": {"timesteps": [100]},
     "directions": {"n_per_class": 3},
@@ -53,19 +53,21 @@ def a_shape(label: int, rng: np.random.Generator) -> Image.Image:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The whole pipeline on a new image folder: seven classes, one of them rarer, and one broken file."""
-    home, yaml, rng = copy_of_project(tmp_path_factory.mktemp("other")), YAML(), np.random.default_rng(0)
-    assert run_in(home, "python", "-m", "clarep.params", "smoke").returncode == 0
+    home, yaml, rng = (folder := tmp_path_factory.mktemp("other")) / "shapes", YAML(), np.random.default_rng(0)
+    pictures = folder / "pictures"
+    for split, n in (("train", 48), ("test", 14)):
+        for label, name in enumerate(COLOURS):
+            (folder := pictures / split / name).mkdir(parents=True)
+            for i in range(n if label else n // 2):
+                a_shape(label, rng).save(folder / f"{i:02}.png")
+    broken = pictures / "train/red disc/03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    new_project(HOME, home, "shapes", "Shapes", pictures, "train")
+    assert run_in(home, "python", "-m", "shapes.params", "own", "smoke").returncode == 0
     settings = yaml.load(home / "params.yaml")
     for section, values in OVERRIDES.items():
         settings[section].update(values)
     yaml.dump(settings, home / "params.yaml")
-    for split, n in (("train", 48), ("test", 14)):
-        for label, name in enumerate(COLOURS):
-            (folder := home / "pictures" / split / name).mkdir(parents=True)
-            for i in range(n if label else n // 2):
-                a_shape(label, rng).save(folder / f"{i:02}.png")
-    broken = home / "pictures/train/red disc/03.png"
-    broken.write_bytes(broken.read_bytes()[:60])
     done = run_in(home, "python", "tests/one_process.py", *STAGES)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "red disc/03.png" in (home / "data/prepared/data.ipynb").read_text()

@@ -74,5 +74,4 @@ def test_a_users_project_stays_green(own):
     """The check passes there, and so do the notebooks that show what is in `runs/`."""
     which = "index or identify or directions or representation or comparison"
     notebooks = ("-m", "pytest", "-n", "0", "tests/test_notebooks.py", "-k", which)
-    check = (("ruff", "check", "."), ("python", ".ci/check.py"), ("python", "docs/readme.py", "--check"))
-    run_all(own, *check, (sys.executable, *notebooks))
+    run_all(own, ("make", "ENV=", "check"), (sys.executable, *notebooks))

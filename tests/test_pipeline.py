@@ -253,14 +253,3 @@ def test_same_seed_in_a_clean_copy_gives_the_same_metrics(smoke, tmp_path):
         assert (other / name).read_bytes() == (smoke / name).read_bytes()
     assert fingerprint(other / "runs/clareps/shards") == fingerprint(smoke / "runs/clareps/shards")
     assert fingerprint(other / "runs/clareps/clareps.ipynb") == fingerprint(smoke / "runs/clareps/clareps.ipynb")
-
-
-def test_the_five_lines_of_the_readme_run(smoke):
-    code = re.search(r"```python\n(.*?)```", (smoke / "README.md").read_text(), re.DOTALL)[1]
-    code += "\nprint(tuple(reps.samples.shape), reps.jacobian_products.min().item() > 0)"
-    done = run_in(smoke, "python", "-c", code)
-    assert done.returncode == 0 and "(10, 16, 16, 3) True" in done.stdout, done.stdout + done.stderr
-
-
-def test_the_readme_is_one_screen(smoke):
-    assert len((smoke / "README.md").read_text().splitlines()) <= 120
