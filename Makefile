@@ -20,7 +20,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test fuzz lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env
+.PHONY: repro test fuzz lab check docs readme preset cost bench generative rho ladder stability teachers recipes small findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -87,6 +87,9 @@ generative: $(ENV)         ## the teacher as a classifier beside students, into 
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
+
+small: $(ENV)              ## the small teacher of the tour, into models/small; a quarter of an hour
+	$(BENCHMARK)/small_teacher.ipynb .scratch/small_teacher.ipynb -p commit "$$(git rev-parse --short HEAD)" $(OPTIONS)
 
 findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
 	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb
