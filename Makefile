@@ -88,7 +88,7 @@ generative: $(ENV)         ## the teacher as a classifier beside students, into 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
 
-small: $(ENV)              ## the small teacher of the tour, into models/small; a quarter of an hour
+small: $(ENV)              ## the small teacher of the tour, into models/small; ten minutes
 	$(BENCHMARK)/small_teacher.ipynb .scratch/small_teacher.ipynb -p commit "$$(git rev-parse --short HEAD)" $(OPTIONS)
 
 findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
