@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['escape', 'one_per_class', 'gallery', 'attempt', 'Card']
 
-# %% ../nbs/06_display.ipynb #c7ed7d7f
+# %% ../nbs/06_display.ipynb #b7b63795
 import base64
 import html
 import io
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-# %% ../nbs/06_display.ipynb #37f225ef
+# %% ../nbs/06_display.ipynb #b8ef86e6
 def escape(text: object) -> str:
     "Text that is safe inside HTML and that every terminal prints."
     return html.escape(str(text).encode("utf-8", "backslashreplace").decode())
 
-# %% ../nbs/06_display.ipynb #78a149b2
+# %% ../nbs/06_display.ipynb #82b84358
 def one_per_class(labels: torch.Tensor, most: int = 10) -> np.ndarray: # labels: `n`; places, ascending by class
     "The first member of each class, or of as many classes as there is room for, evenly spread."
     first = np.unique(labels.cpu().numpy(), return_index=True)[1]
@@ -41,12 +41,12 @@ def gallery(
         picture.save(file, "PNG")
         source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
         name = escape(names[labels[i]] if names else int(labels[i]))
-        figures.append(f'<figure style="margin:0 4px 0 0;width:64px"><img src="{source}" alt="{name}" style="width:64px;'
-                       'image-rendering:pixelated"><figcaption style="overflow-wrap:anywhere;font-size:small">'
-                       f"{name}</figcaption></figure>")
+        figures.append('<figure style="margin:0 4px 0 0;width:64px">'
+                       f'<img src="{source}" alt="{name}" style="width:64px;image-rendering:pixelated">'
+                       f'<figcaption style="overflow-wrap:anywhere;font-size:small">{name}</figcaption></figure>')
     return f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div>'
 
-# %% ../nbs/06_display.ipynb #a6ecfacc
+# %% ../nbs/06_display.ipynb #5f8e2dbc
 def attempt(show: Callable) -> object:
     "What `show` returns, or why it could not."
     try:

@@ -49,7 +49,8 @@ class Images(Card):
         classes = [f"{name} {count}" for name, count in zip(self.class_names, counts)]
         known = [name for name in ("mask", "background") if getattr(self, name) is not None]
         return {"images": len(self), "pixels": " x ".join(map(str, self.images.shape[1:3])),
-                "classes": ", ".join(classes[:20]) + ", ..." * (len(classes) > 20), "known": ", ".join(["class", *known])}
+                "classes": ", ".join(classes[:20]) + ", ..." * (len(classes) > 20),
+                "known": ", ".join(["class", *known])}
 
     def _gallery(self) -> str:
         return gallery(self.images, self.labels, self.class_names)

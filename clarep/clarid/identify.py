@@ -291,8 +291,8 @@ def show(
     unprojected: Batch, # CLARID of them with `k=0`
     reps: Batch,        # and with directions removed
 ) -> Figure:
-    "Images, the same decoded with nothing removed, their Canonical Samples, and half of what that changed."
+    "Images, the same with nothing removed, their Canonical Samples, and what these lack; grey is nothing."
     plain, canonical = to_unit(unprojected.samples), to_unit(reps.samples)
     rows = {"image": to_unit(images.images), "nothing removed": plain, "Canonical Sample": canonical,
-            "what was removed": (plain - canonical) / 2}
+            "what was removed": plain - canonical}
     return image_rows(rows, [as_text(images.class_names[i][:12]) for i in images.labels])
