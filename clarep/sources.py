@@ -650,6 +650,7 @@ def load_source(
         for goal, (_, labels) in sets.items():
             _require_classes(goal, labels.tolist(), names)
         _print_copies({goal: images for goal, (images, _) in sets.items()})
+        _print_dark(torch.cat([images for images, _ in sets.values()]))
     finally:
         if tally:
             print(tally)
@@ -678,10 +679,17 @@ def _print_copies(sets: dict[str, torch.Tensor]) -> None:
                   "each image once")
 
 
+def _print_dark(images: torch.Tensor, black: int = 16) -> None: # 8-bit levels; 12 bits in a 16-bit file end at 15
+    if n := int((images.flatten(1).amax(1) < black).sum()):
+        print(f"{n} of {len(images)} images are nearly black, with no value above {black - 1} of 255; 16-bit files of "
+              "cameras or scanners that use 8 or 12 bits look so: scale their values to 65535")
+
+
 def _count(tally: Tally, rows: dict, names: list[str], selection: Selection, unreadable: dict, files: dict | None):
     "Add what became of every record to a tally."
     for split, classes in rows.items():
-        outcomes = {row: "over `n_train`, `per_class`, ..." if c in names else "not in `data.classes`"
+        outcomes = {row: "over `n_train`, `per_class`, ..." if c in names else
+                    "not in `data.classes`" if c in rows["train"] else "of a class without images in train"
                     for c, own in classes.items() for row in own.tolist()}
         outcomes |= {row: f"used in {goal}" for goal, items in selection.items() for s, _, row in items if s == split}
         for row, outcome in outcomes.items():

@@ -152,6 +152,9 @@ REFUSED = {  # what is done to which kind of checkpoint: what the message names
         "`rescale_betas_zero_snr`",
     ),  # fmt: skip
     "unknown betas": ("unet", edit(SCHEDULER, beta_schedule="mine"), "mine is not implemented"),
+    "no timesteps": ("unet", edit(SCHEDULER, num_train_timesteps=0), "`num_train_timesteps` is 0"),
+    "autoencoder scaled by nothing": ("dit", edit(VAE_CONFIG, scaling_factor=0), "`scaling_factor` is 0"),
+    "autoencoder scaled by a text": ("dit", edit(VAE_CONFIG, scaling_factor="0.18"), "`scaling_factor` is '0.18'"),
     "unknown spacing": ("unet", edit(SCHEDULER, timestep_spacing="log"), "log is not supported"),
 }
 AT_OPENING = {"missing weight", "prefix of DDP", "weight of another size"}
@@ -198,6 +201,25 @@ def test_opened_as_it_is(name, tmp_path):
     assert teacher.image_size == describe(tmp_path).image_size == expected.shape[-1]
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("offset, zero_snr", [(0, False), (1, True)])
+def test_any_number_of_steps_is_that_of_diffusers(spacing, offset, zero_snr, tmp_path):
+    """Also numbers that do not divide the timesteps."""
+    options = {"timestep_spacing": spacing, "steps_offset": offset, "rescale_betas_zero_snr": zero_snr}
+    scheduler = DDIMScheduler(prediction_type="v_prediction", **options)
+    net, teacher = unet(tmp_path, scheduler=scheduler), load_teacher(tmp_path)
+    for steps in (1, 3, 7, 30):
+        scheduler.set_timesteps(steps)
+        x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+        for t in scheduler.timesteps:
+            with torch.no_grad():
+                null, c = (net(x, t, class_labels=rows).sample for rows in (torch.full((3,), 3), torch.arange(3)))
+            x = scheduler.step(null + 2 * (c - null), t, x).prev_sample
+        torch.testing.assert_close(
+            sample(teacher, torch.arange(3), 2.0, steps, seed=3), x.clamp(-1, 1), atol=1e-3, rtol=0
+        )
+
+
 @pytest.mark.parametrize("kind", ["unet", "text"])
 def test_learned_variance_is_split_off(kind, tmp_path):
     make(tmp_path, kind)
@@ -231,6 +253,13 @@ def test_ids_of_a_table_are_kept(tmp_path):
     teacher = load_teacher(tmp_path)
     assert teacher.class_names == ["a", "b"] and teacher.table.tolist() == [1, 2, 3]
     assert load_teacher(tmp_path, class_names=["bee"]).table.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("ids", [[], [0, 1], [0, 1, 2, 2], [-1, 0, 1], [0, 1, 99], [0, 1, 3, 2, 4]])
+def test_ids_that_are_no_row_per_class_are_refused(ids, tmp_path):
+    unet(tmp_path)
+    with pytest.raises((DataError, ValueError), match="class ids?"):
+        load_teacher(tmp_path, class_names=NAMES, class_ids=ids)
 
 
 def test_classes_that_the_teacher_cannot_tell_apart_are_refused(tmp_path):

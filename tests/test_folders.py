@@ -305,6 +305,18 @@ def test_values_of_8_and_16_bits_keep_their_meaning():
     fails(lambda: grey(encoded("TIFF", whole(200, np.float32))), contains="save it with 8 bits", exc=ValueError)
 
 
+@pytest.mark.parametrize("brightest, dark", [(255, 40), (4095, 40), (65535, 0)])
+def test_values_that_leave_a_file_of_16_bits_dark_are_said(brightest, dark, tmp_path, capsys):
+    ramp = np.linspace(0, brightest, 400).astype(np.uint16).reshape(20, 20)
+    for name in "ab":
+        for i in range(20):
+            Image.fromarray(ramp + i % 7).save(file := io.BytesIO(), "PNG")
+            write(tmp_path / name / f"{i}.png", file.getvalue())
+    load(tmp_path)
+    assert ("images are nearly black" in (out := capsys.readouterr().out)) == bool(dark)
+    assert not dark or f"{dark} of 40 images" in out
+
+
 def test_modes_and_transparency():
     red, clear = Image.new("RGB", (16, 16), (200, 10, 10)), Image.new("RGBA", (16, 16), (200, 10, 10, 0))
     pixel = lambda data: to_pixels(data, 16)[8, 8].tolist()  # noqa: E731
@@ -744,6 +756,15 @@ def test_rows_without_a_label_are_counted(missing, tmp_path, capsys):
     sets = load_parquet(parquet(tmp_path, "train", PICTURE_ROWS, labels), tally := Tally())
     assert tally["train", "no label"] == [10, "row 30"] and sum(map(len, sets.values())) == 30
     assert re.search("train +no label +10 +row 30", capsys.readouterr().out)
+
+
+def test_a_class_of_test_alone_is_counted_or_refused(tmp_path, capsys):
+    parquet(tmp_path / "rows", "train", PICTURE_ROWS, CAT_OR_DOG)
+    parquet(tmp_path / "rows", "test", PICTURE_ROWS, CAT_OR_DOG[:-10] + ["fox"] * 10)
+    load_parquet(tmp_path / "rows")
+    assert re.search(r"test +of a class without images in train +10 ", capsys.readouterr().out)
+    fill(tmp_path / "files/train", "cat", "dog"), fill(tmp_path / "files/test", "cat", "dog", "fox")
+    fails(lambda: load(tmp_path / "files"), contains="no training images of fox; add some, or let", exc=DataError)
 
 
 def test_images_that_their_paths_do_not_lead_to_are_named(tmp_path):

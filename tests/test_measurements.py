@@ -1,18 +1,25 @@
 """Measurements: a classifier's scale, its constancy or its nan must not pass for robustness or accuracy."""
 
+import math
+from copy import deepcopy
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from clarep.classifiers.networks import SmallCNN, accuracy, classes_of, predict
 from clarep.classifiers.train import train_student
+from clarep.diffusion.schedule import Schedule
+from clarep.diffusion.teacher import build_scheduler
 from clarep.digits import digits_on_photos
 from clarep.evaluate import students
 from clarep.evaluate.attacks import SPREAD, margin, pgd_accuracy, pgd_linf
 from clarep.evaluate.background import accuracy_by_class, background_metrics
+from clarep.evaluate.scatter import scatter_metrics, scatter_table
 from clarep.evaluate.statistics import COLUMNS, contrasts, mean_ranks, summary
 from clarep.files import DataError
 from clarep.images import Images, to_unit
@@ -184,6 +191,55 @@ def test_a_network_in_training_is_measured_in_evaluation_and_given_back(trained)
 def test_labels_outside_of_the_classes_are_refused(shift):
     with pytest.raises(ValueError, match="but the 3 classes are 0 to 2"):
         Images(torch.zeros(6, 8, 8, 3, dtype=torch.uint8), torch.arange(6) % 3 + shift, list("abc"))
+
+
+class Answers(nn.Module):
+    """A classifier whose scores come in another form."""
+
+    def __init__(self, body: nn.Module, form):
+        super().__init__()
+        self.body, self.form = body, form
+
+    def forward(self, x):
+        return self.form(self.body(x))
+
+
+def test_scores_in_other_forms_are_taken_or_refused(trained):
+    """Networks of transformers answer with a mapping; a tuple may hold anything."""
+    body, x, y = trained
+    for form in (lambda z: {"logits": z}, lambda z: ImageClassifierOutput(logits=z)):
+        assert accuracy(Answers(body, form), x, y) == accuracy(body, x, y)
+        assert torch.equal(pgd_accuracy(Answers(body, form), x, y, **ATTACK), pgd_accuracy(body, x, y, **ATTACK))
+    for form, what in (
+        (lambda z: (z, z), "type tuple"),
+        (lambda z: {"scores": z}, "type dict"),
+        (lambda z: z.sum(1), "shape"),
+    ):
+        for measure in (lambda m: accuracy(m, x, y), lambda m: pgd_accuracy(m, x, y, **ATTACK)):
+            with pytest.raises(DataError, match=f"Answers returns scores of {what}"):
+                measure(Answers(body, form))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 0.01), (torch.bfloat16, 0.05)])
+def test_weights_of_another_precision_are_measured(dtype, tolerance, trained):
+    body, x, y = trained
+    other = deepcopy(body).to(dtype)
+    assert abs(accuracy(other, x, y) - accuracy(body, x, y)) <= tolerance
+    robust, expected = (pgd_accuracy(m, x, y, **ATTACK).double().mean() for m in (other, body))
+    assert abs(robust - expected) <= tolerance
+
+
+def test_fewer_scores_than_classes_are_refused(trained):
+    body, x, y = trained
+    with pytest.raises(DataError, match="has 2 scores and the labels count 10 classes"):
+        pgd_accuracy(Answers(body, lambda z: z[:, :2]), x, y, **ATTACK)
+    assert pgd_accuracy(Answers(body, lambda z: F.pad(z, (0, 5))), x, y, **ATTACK).shape == y.shape
+
+
+def test_images_that_are_all_one_have_scatter_of_nothing():
+    data = Images(torch.full((60, 8, 8, 3), 7, dtype=torch.uint8), torch.arange(60) % 3, list("abc"))
+    metrics = scatter_metrics(scatter_table(data, Schedule(build_scheduler())))
+    assert metrics["class_scatter"] == 0 and all(map(math.isfinite, metrics.values()))
 
 
 def test_a_class_that_is_absent_has_no_row_and_breaks_nothing():

@@ -243,6 +243,9 @@ def test_a_relative_path_leads_to_the_project_in_a_copy_of_it(key, section, wher
     for _ in range(2):
         link_inputs(copy, p), link_inputs(home, p)
         assert (copy / where / "x").is_file()
+    (copy / where).unlink(), (copy / where).symlink_to("nowhere")
+    link_inputs(copy, p)
+    assert (copy / where / "x").is_file()
     shutil.rmtree(copy)
     assert (home / where / "x").is_file()
 

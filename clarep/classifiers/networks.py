@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'TINY', 'REBUILD_KEYS', 'convolution', 'SmallCNN', 'check_name', 'cifar_stem', 'timm_body', 'count_features',
-           'TimmStudent', 'build_student', 'save_student', 'load_student', 'classes_of', 'device_of', 'predict',
-           'accuracy']
+           'TimmStudent', 'build_student', 'save_student', 'load_student', 'classes_of', 'device_of', 'logits_of',
+           'predict', 'accuracy']
 
 # %% ../../nbs/classifiers/01_networks.ipynb #668d6760
 import difflib
@@ -166,6 +166,21 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def logits_of(
+    model: nn.Module,
+    x: torch.Tensor, # images in [-1, 1], `n c h w`, of any floating-point type
+) -> torch.Tensor:   # `n k`
+    "Scores of a network of any precision, also of one that answers as those of transformers do; raises `DataError`."
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    answer = model(x.to(own))
+    answer = answer.get("logits", answer) if isinstance(answer, dict) else answer
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
+        what = f"shape {tuple(answer.shape)}" if isinstance(answer, torch.Tensor) else f"type {type(answer).__name__}"
+        raise DataError(f"{type(model).__name__} returns scores of {what}; wrap it in a module that returns one tensor "
+                        "of `n k` scores")
+    return answer
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,
@@ -176,7 +191,7 @@ def predict(
     training = model.training
     model.eval()
     device, n = device_of(model), max(1, min(batch_size, 2**23 // x.shape[-2:].numel()))
-    classes = torch.cat([classes_of(model(part.to(device))).cpu() for part in x.split(n)])
+    classes = torch.cat([classes_of(logits_of(model, part.to(device))).cpu() for part in x.split(n)])
     model.train(training)
     return classes
 

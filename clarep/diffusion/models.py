@@ -186,10 +186,10 @@ class Teacher(Network):
     def _table(self, class_ids: list[int] | None) -> torch.Tensor:
         n, size = len(self.class_names), self.table_size(self.net.config)
         ids = list(range(size)) if class_ids is None else list(class_ids)
-        *ids, null = ids if class_ids and len(ids) == n + 1 else [*ids, size]
+        *ids, null = ids if class_ids is not None and len(ids) == n + 1 else [*ids, size]
         if len(ids) != n:
             names = ", ".join(self.class_names[:5]) + (", ..." if n > 5 else "")
-            raise DataError(f"{n} classes ({names}), but " + (f"{len(class_ids)} class ids" if class_ids else
+            raise DataError(f"{n} classes ({names}), but " + (f"{len(ids)} class ids" if class_ids is not None else
                             f"the network has a table of {size}; `class_ids` says which of it they are"))
         if again := [i for i in ids if ids.count(i) > 1]:
             both = [name for name, i in zip(self.class_names, ids) if i == again[0]]

@@ -234,7 +234,7 @@ def _open_classes(folder: Path, net: nn.Module, scheduler, options: LoadOptions,
     if options.class_ids is None and len(names) == size + 1:
         raise DataError(f"the network at {folder} has {size + 1} rows for {len(names)} classes, so none is left for "
                         "the null condition; clarep needs a model that was trained with one")
-    ids = options.class_ids or class_ids_of(names, labels)
+    ids = class_ids_of(names, labels) if options.class_ids is None else options.class_ids
     if len(ids) == len(names) + 1:
         print(f"`teacher.class_ids` has one row more than there are classes: row {ids[-1]} is the null condition")
     return teacher(net, scheduler, names, _space(folder, options), options.solver, ids)
@@ -399,6 +399,9 @@ def _of_settings(folder: Path, architecture: Architecture, config: dict) -> Iter
         channels, source = vae_config.get("latent_channels", 4), "its autoencoder gives"
         shift = {} if architecture.teacher is FlowTeacher else {"shift_factor": (None, 0)} # other pipelines ignore it
         settings += [(vae, vae_config, *item) for item in (_VAE | shift).items()]
+        scale = vae_config.get("scaling_factor", 1)
+        yield (not isinstance(scale, int | float) or not scale > 0,
+               f"{vae / 'config.json'}: `scaling_factor` is {scale!r}; correct it, as a number above 0")
     yield (architecture.teacher is Teacher and config.get("num_class_embeds") is None,
            f"the UNet at {folder} has no classes (`num_class_embeds`); clarep needs a class-conditional one with null")
     for where, values, key, allowed in settings:
@@ -431,6 +434,8 @@ def _scheduler(folder: Path, own: bool) -> SchedulerMixin:
         scheduler = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
     except (ArithmeticError, ImportError, TypeError, ValueError, RuntimeError) as e:
         raise DataError(f"{path}: diffusers cannot build a {name} ({' '.join(str(e).split())}); correct it") from e
+    if (n := scheduler.config.num_train_timesteps) < 2:
+        raise DataError(f"{path}: `num_train_timesteps` is {n}; it has to be what the network was trained with")
     if own and isinstance(scheduler, DDIMScheduler):
         scheduler.register_to_config(_clarep=True)
     return scheduler

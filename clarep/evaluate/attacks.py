@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..classifiers.networks import classes_of, device_of
+from ..classifiers.networks import classes_of, device_of, logits_of
+from ..files import DataError
 from ..images import at_least_float32
 
 # %% ../../nbs/evaluate/attacks.ipynb #7dbef591
@@ -25,7 +26,7 @@ def logit_spread(
     "The scale of a classifier's logits, in which an attack measures them."
     device = device_of(model)
     with torch.no_grad():
-        logits = torch.cat([at_least_float32(model(part.to(device))) for part in x.split(batch_size)])
+        logits = torch.cat([at_least_float32(logits_of(model, part.to(device))) for part in x.split(batch_size)])
     return (logits.amax(1) - logits.amin(1)).mean().item()
 
 
@@ -36,6 +37,9 @@ def margin(
 ) -> torch.Tensor:        # `n`
     "How far other classes are above the true one; its gradient has the sign of the cross-entropy's, at any scale."
     z = at_least_float32(logits)
+    if (n := int(labels.max()) + 1) > z.shape[1]:
+        raise DataError(f"the classifier has {z.shape[1]} scores and the labels count {n} classes; give it one score "
+                        "per class, or leave out the images of the others")
     low, high = SPREAD
     z = (z - z.detach().amax(1, keepdim=True)) * (min(max(spread, low), high) / max(spread, 1e-12))
     own = F.one_hot(labels.long(), z.shape[1]).bool()
@@ -60,7 +64,8 @@ def pgd_linf(
     start = attacked = start.clamp(low, high)
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
-        loss = margin(model(attacked), labels, spread).sum() + 0 * attacked.sum() # of which scores may be independent
+        loss = margin(logits_of(model, attacked), labels, spread).sum()
+        loss = loss + 0 * attacked.sum() # scores may be independent of the image
         (gradient,) = torch.autograd.grad(loss, attacked)
         attacked = (attacked + step * gradient.sign()).clamp(low, high)
     if n := int((attacked == start).flatten(1).all(1).sum()):
@@ -87,6 +92,6 @@ def pgd_accuracy(
         part, y = part.to(device), y.to(device)
         attacked = pgd_linf(model, part, y, eps_255, step_255, steps, generator, spread)
         with torch.no_grad():
-            right.append((classes_of(model(attacked)) == y).cpu())
+            right.append((classes_of(logits_of(model, attacked)) == y).cpu())
     model.train(training)
     return torch.cat(right)

@@ -6,6 +6,8 @@
 __all__ = ['between_scatter', 'decided_at', 'scatter_table', 'scatter_metrics']
 
 # %% ../../nbs/evaluate/scatter.ipynb #d85ef69c
+import math
+
 import pandas as pd
 import torch
 
@@ -65,4 +67,4 @@ def scatter_metrics(
     if "background" in table.index:
         excess = table.scatter - table.floor
         metrics["scatter_ratio"] = float(excess["class"] / excess["background"])
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)} # no share or ratio of nothing

@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..classifiers.networks import load_student
+from ..classifiers.networks import load_student, logits_of
 from .attribution import attribution_tasks
 from .calibration import calibration_tasks, reliability_figure, scores_of
 from .features import feature_tasks, penultimate
@@ -46,7 +46,7 @@ class Normalised(nn.Module):
             setattr(self, name, nn.Parameter(torch.tensor(values).view(1, -1, 1, 1), requires_grad=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(((x + 1) / 2 - self.mean) / self.std)
+        return logits_of(self.model, ((x + 1) / 2 - self.mean) / self.std)
 
 
 def timm_classifier(

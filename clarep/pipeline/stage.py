@@ -190,6 +190,7 @@ def link_inputs(home: Path, p) -> None: # p: `Params`
     for path in filter(None, (p.data.path, p.data.objects, p.teacher.checkpoint)):
         if (origin / path).exists() and not (home / path).exists():
             (home / path).parent.mkdir(parents=True, exist_ok=True)
+            (home / path).unlink(missing_ok=True) # a link that leads nowhere
             (home / path).symlink_to((origin / path).resolve())
 
 # %% ../../nbs/pipeline/01_stage.ipynb #dca735db
