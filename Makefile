@@ -20,7 +20,7 @@ ENV := active-env
 endif
 
 
-.PHONY: repro test fuzz lab check docs readme preset cost bench generative rho ladder stability teachers recipes small findings export clean active-env
+.PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes small findings export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -33,6 +33,9 @@ test: $(ENV)               ## every notebook's asserts and the tests; ends with 
 
 fuzz: $(ENV)               ## thousands of random folders and damaged images; some minutes
 	python -m pytest -n 0 -m fuzz
+
+howto: $(ENV)              ## every recipe of nbs/howto.ipynb as it is written, at smoke size; ten minutes
+	python -m pytest -n 0 -m howto
 
 lab: $(ENV)                ## JupyterLab on the notebooks
 	jupyter lab nbs

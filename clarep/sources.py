@@ -60,7 +60,10 @@ def to_rgb(
         values[values == image.info.get("transparency")] = 255 if small else 65535
         image = Image.fromarray((values if small else values // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGBA")
+        if image.getextrema()[3][1] == 0:
+            raise ValueError("every pixel is transparent; save it without transparency")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 # %% ../nbs/04_sources.ipynb #6b535bd5

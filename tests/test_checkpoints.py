@@ -90,12 +90,17 @@ def becomes(file: str, content: bytes | None) -> Callable[[Path], None]:
     return lambda folder: (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
 
 
+def moved(file: str, to: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).rename(folder / to)
+
+
 def diverged(tensors: dict) -> dict:
     return tensors | {"conv_in.bias": tensors["conv_in.bias"] / 0}
 
 
 UNET_CONFIG, VAE_CONFIG, INDEX = "unet/config.json", "vae/config.json", "model_index.json"
 SCHEDULER, NET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
+WORDS = "tokenizer/tokenizer_config.json"
 VAE, ENCODER = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 REFUSED = {  # what is done to which kind of checkpoint: what the message names
     "missing weight": ("unet", weights(NET, without_first), "lack 1 of UNet2DM"),
@@ -155,9 +160,20 @@ REFUSED = {  # what is done to which kind of checkpoint: what the message names
     "no timesteps": ("unet", edit(SCHEDULER, num_train_timesteps=0), "`num_train_timesteps` is 0"),
     "autoencoder scaled by nothing": ("dit", edit(VAE_CONFIG, scaling_factor=0), "`scaling_factor` is 0"),
     "autoencoder scaled by a text": ("dit", edit(VAE_CONFIG, scaling_factor="0.18"), "`scaling_factor` is '0.18'"),
+    "fewer betas than timesteps": ("unet", edit(SCHEDULER, trained_betas=[1e-4, 0.02] * 50), "there are 100 betas"),
+    "no betas": ("unet", edit(SCHEDULER, trained_betas=[]), "there are 0 betas"),
+    "betas below 0": ("unet", edit(SCHEDULER, beta_start=-0.1), "betas are outside 0 to 1"),
+    "betas above 1": ("unet", edit(SCHEDULER, beta_end=2.0), "betas are outside 0 to 1"),
+    "clipped to nothing": ("unet", edit(SCHEDULER, clip_sample=True, clip_sample_range=0), "`clip_sample` off"),
+    "channels as text": ("dit", edit("transformer/config.json", in_channels="4"), "`in_channels` is '4'"),
+    "weights under another name": ("unet", moved(NET, "unet/unet.safetensors"), "its weights as unet.safetensors"),
+    "prompts longer than the encoder": ("text", edit(WORDS, model_max_length=77), "`model_max_length` is 77"),
+    "prompts without a length": ("text", edit(WORDS, model_max_length=...), "`model_max_length` is 1e+30"),
     "unknown spacing": ("unet", edit(SCHEDULER, timestep_spacing="log"), "log is not supported"),
 }
 AT_OPENING = {"missing weight", "prefix of DDP", "weight of another size"}
+AT_OPENING |= {"weights that are not finite", "weights under another name"}
+AT_OPENING |= {name for name in REFUSED if name.startswith("prompts")}
 AT_OPENING |= {"weights that are not finite"}  # only the weights themselves show it
 AT_OPENING |= {name for name in REFUSED if name.startswith("missing in")}
 
@@ -338,6 +354,32 @@ def test_other_weights_behind_a_link_are_noticed(tmp_path):
     weights(NET, lambda tensors: {k: 2 * v for k, v in tensors.items()})(tmp_path / "store")
     with pytest.raises(DataError, match="is not what it was when the teacher stage ran"):
         load_teacher(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name", ["owner/name/", "https://huggingface.co/owner/name", "owner/name@main", "hf://owner/name"]
+)
+def test_an_id_of_the_hub_in_another_form_is_corrected(name):
+    with pytest.raises(DataError, match="write an id of the hub as `owner/name`; for another revision give its folder"):
+        load_teacher(name)
+
+
+def test_a_name_that_is_too_long_is_no_teacher():
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_teacher("a" * 300)
+
+
+def test_other_words_of_a_tokenizer_are_noticed(tmp_path):
+    """The prompts depend on them."""
+    TINY["text"](tmp_path / "checkpoint", NAMES, 16)
+    point_to(tmp_path / "teacher", str(tmp_path / "checkpoint"), NAMES)
+    load_teacher(tmp_path / "teacher")
+    words = next(
+        f for f in (tmp_path / "checkpoint/tokenizer").iterdir() if f.suffix == ".txt" or f.name == "tokenizer.json"
+    )
+    words.write_text(words.read_text() + "\n")
+    with pytest.raises(DataError, match="is not what it was"):
+        load_teacher(tmp_path / "teacher")
 
 
 def test_a_path_beside_the_checkpoint_is_led_to_it(tmp_path, monkeypatch):

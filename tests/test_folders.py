@@ -317,16 +317,34 @@ def test_values_that_leave_a_file_of_16_bits_dark_are_said(brightest, dark, tmp_
     assert not dark or f"{dark} of 40 images" in out
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "TGA", "ICO", "DDS"])
+def test_a_picture_that_is_transparent_all_over_is_refused(kind):
+    """Programs leave such an alpha by mistake; on white nothing of the picture would remain."""
+    for alpha, lost in ((0, True), (1, False)):
+        Image.new("RGBA", (32, 32), (200, 30, 40, alpha)).save(file := io.BytesIO(), kind, lossless=True)
+        if lost:
+            fails(
+                lambda: to_pixels(file.getvalue(), 16),
+                contains="every pixel is transparent",
+                exc=ValueError,
+            )
+        else:
+            assert to_pixels(file.getvalue(), 16).min() > 250
+
+
 def test_modes_and_transparency():
     red, clear = Image.new("RGB", (16, 16), (200, 10, 10)), Image.new("RGBA", (16, 16), (200, 10, 10, 0))
+    grey = Image.new("LA", (16, 16), (7, 0))
+    clear.putpixel((0, 0), (200, 10, 10, 255)), grey.putpixel((0, 0), (7, 255))
     pixel = lambda data: to_pixels(data, 16)[8, 8].tolist()  # noqa: E731
     palette = red.convert("P", palette=Image.Palette.ADAPTIVE)
     index = palette.getpixel((0, 0))
     assert pixel(encoded("PNG", palette)) == [200, 10, 10]
+    palette.putpixel((0, 0), index + 1)
     assert pixel(encoded("PNG", palette, transparency=index)) == [255] * 3 == pixel(encoded("PNG", clear))
     assert pixel(encoded("GIF", palette, transparency=index)) == [255] * 3
     assert pixel(encoded("PNG", Image.new("LA", (16, 16), (7, 255)))) == [7] * 3
-    assert pixel(encoded("PNG", Image.new("LA", (16, 16), (7, 0)))) == [255] * 3
+    assert pixel(encoded("PNG", grey)) == [255] * 3
     assert pixel(encoded("PNG", Image.fromarray(np.full((16, 16), 500, np.uint16)), transparency=500)) == [255] * 3
     assert pixel(encoded("TIFF", Image.new("1", (16, 16), 1))) == [255] * 3
     assert pixel(encoded("TIFF", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))) == [255, 0, 0]

@@ -24,6 +24,9 @@ class Schedule:
     def __init__(self, scheduler: SchedulerMixin):
         self.scheduler, config = scheduler, scheduler.config
         self.clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None  # of clean data
+        if self.clip is not None and not self.clip > 0:
+            raise DataError(f"the scheduler's clip_sample_range is {self.clip:g}, so every sample is 0; correct it, or "
+                            "switch `clip_sample` off")
         self.own = config.get("_clarep", False)  # clarep trained the network, see `build_scheduler`
         self.prediction_type = config.get("prediction_type", "epsilon")
         if self.prediction_type not in self.prediction_types:
@@ -35,6 +38,9 @@ class Schedule:
         squares = [float(a) for a in self.scheduler.alphas_cumprod]
         if self.scheduler.config.get("rescale_betas_zero_snr"):
             squares[-1] = 0.0  # some schedulers keep 2**-24
+        if not all(0 <= beta <= 1 for beta in self.scheduler.betas):
+            raise DataError("the scheduler's betas are outside 0 to 1 (`beta_start`, `beta_end` or `trained_betas`); "
+                            "correct them in its config")
         if squares[-1] <= 0 and self.prediction_type == "epsilon":
             raise DataError("the scheduler's last timestep is pure noise (`rescale_betas_zero_snr`), where "
                             "prediction_type 'epsilon' says nothing about the image; allowed: v_prediction, sample")

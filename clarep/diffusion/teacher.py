@@ -11,9 +11,11 @@ __all__ = ['TRUSTED_LIBRARIES', 'ARCHITECTURES', 'build_unet', 'build_scheduler'
 import difflib
 import inspect
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,14 +71,16 @@ def locate(
 ) -> Path:                      # the folder
     "Find a checkpoint on this machine or in the hub's cache; raises `DataError` with the command that fetches it."
     folder, name = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
-    if folder.is_dir():
+    if os.path.isdir(folder): # unlike pathlib's, no error for a name that is too long
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise DataError(f"the teacher {name} is a single file; clarep opens folders in diffusers' format, and its "
                         f"`StableDiffusionPipeline.from_single_file('{name}').save_pretrained('FOLDER')` writes one")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise DataError(f"no teacher at {name}: there is no such folder. `teacher.checkpoint` counts from the "
-                        "project's folder; without one, `dvc repro teacher` trains a teacher")
+        hub = re.search(r"(?:huggingface\.co/|hf://|^)([\w.-]+/[\w.-]+?)(?:@[\w.-]*|/|/tree/.*)?$", name.strip())
+        remedy = (f"write an id of the hub as `{hub[1]}`; for another revision give its folder" if hub else
+                  "`teacher.checkpoint` counts from the project's folder; without one, `dvc repro teacher` trains one")
+        raise DataError(f"no teacher at {name}: there is no such folder; {remedy}")
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (FileNotFoundError, ValueError) as e:
@@ -274,6 +278,10 @@ def _weights(network: type, folder: Path, options: LoadOptions) -> nn.Module:
     except (ImportError, torch.OutOfMemoryError):
         raise
     except Exception as e:
+        files = sorted(p.name for p in folder.glob("*.safetensors"))
+        if files and not any(name.startswith(("model", "diffusion_pytorch_model")) for name in files):
+            raise DataError(f"{folder} has its weights as {files[0]}, which diffusers does not open; rename it as "
+                            "`save_pretrained` does, or save the network again") from e
         raise DataError(_damaged(folder.parent, e)) from e
     if missing := sorted(info["missing_keys"]):
         others = f"; it has {sorted(info['unexpected_keys'])[0]!r} instead" if info["unexpected_keys"] else ""
@@ -317,6 +325,12 @@ def _prompt_embeddings(folder: Path, net: nn.Module, scheduler, options: LoadOpt
     for name, part in parts.items():
         load = _weights if name.startswith("text") else _tokenizer
         parts[name] = load(part, folder / name, options)
+    for name in (n for n in parts if n.startswith("tokenizer")):
+        length = parts[name].model_max_length
+        longest = getattr(parts[name.replace("tokenizer", "text_encoder")].config, "max_position_embeddings", length)
+        if not 2 < length <= longest:
+            raise DataError(f"{folder / name}/tokenizer_config.json: `model_max_length` is {length:g}, but the text "
+                            f"encoder reads {longest:g} tokens; correct it")
     pipe = _pipeline(architecture_of(folder), net, scheduler, **parts)
     others = {f"prompt_{i}": None for i in (2, 3) if hasattr(pipe, f"text_encoder_{i}")}
     prompts = [options.prompt.replace("{name}", name.split(",")[0]) for name in options.class_names]
@@ -362,7 +376,7 @@ def _parts(folder: Path) -> tuple[Architecture, dict, SchedulerMixin]:
     refuse_unsafe(folder)
     architecture = architecture_of(folder)
     config = _config(folder, f"{architecture.part}/config.json")
-    for applies, message in (*_of_parts(folder, architecture), *_of_settings(folder, architecture, config)):
+    for applies, message in chain(_of_parts(folder, architecture), _of_settings(folder, architecture, config)):
         if applies:
             raise DataError(message)
     scheduler = _scheduler(folder / "scheduler", own=bool(_header(folder)))
@@ -413,6 +427,7 @@ def _of_settings(folder: Path, architecture: Architecture, config: dict) -> Iter
     yield (len({*sides}) != 1 or not isinstance(sides[0], int) or sides[0] < 1,
            f"{path / 'config.json'}: `sample_size` is {size!r}; clarep needs the side of a square, such as 32")
     inputs = config.get("in_channels", channels)
+    yield not isinstance(inputs, int), f"{path / 'config.json'}: `in_channels` is {inputs!r}; it has to be a number"
     yield (inputs != channels, f"the network at {folder} takes {inputs} channels, but {source} {channels}; "
            f"clarep reads no models for {'inpainting or editing' if inputs > channels else 'grey images'}")
     yield ((outputs := config.get("out_channels") or inputs) not in (inputs, 2 * inputs),
@@ -434,8 +449,10 @@ def _scheduler(folder: Path, own: bool) -> SchedulerMixin:
         scheduler = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
     except (ArithmeticError, ImportError, TypeError, ValueError, RuntimeError) as e:
         raise DataError(f"{path}: diffusers cannot build a {name} ({' '.join(str(e).split())}); correct it") from e
-    if (n := scheduler.config.num_train_timesteps) < 2:
-        raise DataError(f"{path}: `num_train_timesteps` is {n}; it has to be what the network was trained with")
+    n, table = scheduler.config.num_train_timesteps, getattr(scheduler, "alphas_cumprod", None)
+    if n < 2 or (table is not None and len(table) != n):
+        betas = f", and there are {len(table)} betas" if n > 1 else ""
+        raise DataError(f"{path}: `num_train_timesteps` is {n}{betas}; it has to be what the network was trained with")
     if own and isinstance(scheduler, DDIMScheduler):
         scheduler.register_to_config(_clarep=True)
     return scheduler
@@ -530,7 +547,7 @@ def load_teacher(
 def _weights_of(folder: Path) -> str:
     "Fingerprint of a checkpoint's configurations and safetensors."
     files = sorted([*folder.glob("*"), *folder.glob("*/*")]) # of linked folders too
-    return fingerprint(*(f for f in files if f.is_file() and f.suffix in (".json", ".safetensors")))
+    return fingerprint(*(f for f in files if f.is_file() and f.suffix in (".json", ".safetensors", ".txt", ".model")))
 
 
 def _target(folder: Path, checkpoint: str) -> str | Path:
