@@ -29,10 +29,14 @@ endif
 
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 .PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env browse plots
 =======
 .PHONY: repro test fuzz howto lab check docs preset new cost teachers export clean active-env
 >>>>>>> aea41c62cc9680579fd2b903a92212b2bff6e5b4
+=======
+.PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes small findings export clean active-env
+>>>>>>> ecff21d760d3423f5bb3bb20b12a919b49829f64
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
@@ -92,6 +96,25 @@ teachers: $(ENV)           ## two more teachers and all that follows from them: 
 	dvc exp run --run-all -j $(JOBS)
 	python -m clarep.report.population workspace $(TEACHERS:%=teacher-%)
 
+<<<<<<< HEAD
+=======
+stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
+	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
+
+generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
+	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
+
+recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
+	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
+
+small: $(ENV)              ## the small teacher of the tour, into models/small; ten minutes
+	$(BENCHMARK)/small_teacher.ipynb .scratch/small_teacher.ipynb -p commit "$$(git rev-parse --short HEAD)" $(OPTIONS)
+
+findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
+	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb
+	nbdev-clean
+
+>>>>>>> ecff21d760d3423f5bb3bb20b12a919b49829f64
 export: $(ENV)             ## notebooks to library; parameters cells; what stages depend on
 	nbdev-export
 	python -m clarep.pipeline.prepare --parameters

@@ -99,7 +99,7 @@ def dirty_outputs() -> Iterator[str]:
                 yield f"{where}: outputs of a stage, which DVC keeps in runs/"
             if MACHINE_PATH.search(json.dumps(outputs) + source):
                 yield f"{where}: a path of some machine"
-            picture = any("image/png" in o.get("data", {}) for o in outputs)
+            picture = any(kind.startswith("image/") for o in outputs for kind in o.get("data", {}))
             if "plt.show()" in source and "stages" not in path.parts and not picture:
                 yield f"{where}: a picture cell without its picture; run the notebook and save it"
 

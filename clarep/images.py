@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
+from .display import Card, gallery
 from .files import DataError, load_tensors, save_tensors
 
 # %% ../nbs/02_images.ipynb #b355fde6
-@dataclass(frozen=True)
-class Images:
+@dataclass(frozen=True, repr=False)
+class Images(Card):
     "Images with what is known about them."
     images: torch.Tensor                    # uint8, `n h w c`
     labels: torch.Tensor                    # int64, `n`
@@ -42,6 +43,17 @@ class Images:
     def _tensors(self) -> dict[str, torch.Tensor]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: x for name, x in values.items() if isinstance(x, torch.Tensor)}
+
+    def _facts(self) -> dict[str, object]:
+        counts = self.labels.bincount(minlength=len(self.class_names)).tolist()
+        classes = [f"{name} {count}" for name, count in zip(self.class_names, counts)]
+        known = [name for name in ("mask", "background") if getattr(self, name) is not None]
+        return {"images": len(self), "pixels": " x ".join(map(str, self.images.shape[1:3])),
+                "classes": ", ".join(classes[:20]) + ", ..." * (len(classes) > 20),
+                "known": ", ".join(["class", *known])}
+
+    def _gallery(self) -> str:
+        return gallery(self.images, self.labels, self.class_names)
 
     def save(self, path: str | Path, **header) -> None:
         "Write as safetensors."

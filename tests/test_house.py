@@ -17,6 +17,7 @@ from clarep.pipeline.stage import STAGES
 ROOMS = [
     ["params"],
     ["files"],
+    ["display"],
     ["images"],
     ["digits", "data"],
     ["sources"],

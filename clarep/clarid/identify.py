@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INVERSIONS', 'project_out', 'sensitive_directions', 'pooled', 'batches', 'inversion_condition', 'invert_images',
            'pooled_features', 'decode_images', 'canonical_features', 'clarid', 'other_class', 'fill_latents', 'extract',
-           'image_rows', 'spectrum_figure', 'gallery']
+           'image_rows', 'spectrum_figure', 'gallery', 'show']
 
 # %% ../../nbs/clarid/02_identify.ipynb #f5112354
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from .jacobian import right_singular_vectors
 from .store import Batch, CLAReps, Hyperparameters, concatenate, finish, save_shard
 from ..diffusion.models import Teacher
 from ..diffusion.ode import decode, evaluations, inversion_evaluations, invert
-from ..images import Images, picture_classes, to_bytes, to_unit
+from ..images import Images, as_text, picture_classes, to_bytes, to_unit
 
 # %% ../../nbs/clarid/02_identify.ipynb #51a1812f
 def project_out(
@@ -284,3 +284,15 @@ def gallery(
     return {"image": x, "reconstruction": reconstruction, "guidance alone": guidance_alone,
             f"Canonical Sample, k = {reps.hyperparameters.k}": canonical,
             "removed part": (guidance_alone - canonical) / 2}
+
+# %% ../../nbs/clarid/02_identify.ipynb #c9f1dc2a
+def show(
+    images: Images,     # `n`
+    unprojected: Batch, # CLARID of them with `k=0`
+    reps: Batch,        # and with directions removed
+) -> Figure:
+    "Images, the same with nothing removed, their Canonical Samples, and what these lack; grey is nothing."
+    plain, canonical = to_unit(unprojected.samples), to_unit(reps.samples)
+    rows = {"image": to_unit(images.images), "nothing removed": plain, "Canonical Sample": canonical,
+            "what was removed": plain - canonical}
+    return image_rows(rows, [as_text(images.class_names[i][:12]) for i in images.labels])

@@ -21,6 +21,8 @@ from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
+from ..display import Card
+
 # %% ../../nbs/clarid/01_jacobian.ipynb #dbd58a08
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
@@ -306,8 +308,8 @@ def with_wider_block(
     return other
 
 # %% ../../nbs/clarid/01_jacobian.ipynb #e3f3c0b0
-@dataclass
-class SearchInfo:
+@dataclass(repr=False)
+class SearchInfo(Card):
     "What a search for singular vectors cost, and how well it ended, per sample."
     jvps: torch.Tensor      # `b`, products J v
     vjps: torch.Tensor      # `b`, products J' u
@@ -316,6 +318,11 @@ class SearchInfo:
     gap: torch.Tensor       # `b`, `(s_k - s_{k+1}) / s_k`, nan without k + 1; near 0 only the energy has a meaning
     energy: torch.Tensor    # `b`, captured: the sum of squared singular values
     converged: torch.Tensor # `b`, whether the goal is met: `energy` where it is given, else `tol`
+
+    def _facts(self) -> dict[str, object]:
+        return {"converged": f"{int(self.converged.sum())} of {len(self.converged)}",
+                "products per sample": f"{self.products.min()} to {self.products.max()}",
+                "residual, at most": f"{self.residual.max():.1e}", "gap at k, at least": f"{self.gap.min():.1e}"}
 
     @property
     def products(self) -> torch.Tensor:

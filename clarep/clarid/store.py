@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..display import Card, gallery
 from ..files import DataError, load_json, load_tensors, save_json, save_tensors
 
 # %% ../../nbs/clarid/03_store.ipynb #2bdb9b72
@@ -37,8 +38,8 @@ class Hyperparameters:
         return arguments | {"guidance": arguments.pop("guidance_scale")}
 
 # %% ../../nbs/clarid/03_store.ipynb #62b07438
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, repr=False)
+class Batch(Card):
     "CLAReps in memory, as `clarid` returns them."
     latents: torch.Tensor           # the CLAReps themselves, float, `b c h w`
     samples: torch.Tensor           # Canonical Samples, uint8, `b h w c`
@@ -51,6 +52,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def _facts(self) -> dict[str, object]:
+        numbers = {"network evaluations": self.teacher_evals, "Jacobian products": self.jacobian_products}
+        return {"CLAReps": len(self), "latents": " x ".join(map(str, self.latents.shape[1:])),
+                "samples": " x ".join(map(str, self.samples.shape[1:])), "features": self.features.shape[1],
+                "directions removed": self.singular_values.shape[1],
+                **{f"{name} per image": f"{x.float().mean():.4g}" for name, x in numbers.items()}}
+
+    def _gallery(self) -> str:
+        return gallery(self.samples, self.labels)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         "The fields by name."
@@ -93,7 +104,7 @@ def _header(hyperparameters, provenance):
     return provenance if hyperparameters is None else {**provenance, "hyperparameters": asdict(hyperparameters)}
 
 # %% ../../nbs/clarid/03_store.ipynb #4967413a
-class CLAReps:
+class CLAReps(Card):
     "A set of CLAReps on disk. Each field of `Batch` is an attribute, read from the shards at its first use."
 
     def __init__(self, folder: str | Path):
@@ -108,6 +119,13 @@ class CLAReps:
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    def _facts(self) -> dict[str, object]:
+        return {"CLAReps": len(self), "folder": self.folder, **asdict(self.hyperparameters),
+                **{name: self.provenance[name] for name in ("teacher", "seed") if name in self.provenance}}
+
+    def _gallery(self) -> str:
+        return gallery(self._read(0, "samples"), self._read(0, "labels")) if self.counts else ""
 
     def __getattr__(self, name: str):
         if name not in {f.name for f in fields(Batch)}:

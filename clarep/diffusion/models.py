@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import nn
 
 from .schedule import Solver, schedule_of
+from ..display import Card
 from ..files import DataError
 from ..images import at_least_float32
 
@@ -97,7 +98,7 @@ OUTPUTS = ("output", "x0")  # pseudo-layers: what the network puts out, and the 
 _BLOCK = r"(mid_block|(down|up)_blocks\.\d+)"
 
 
-class Network:
+class Network(Card):
     "A frozen network of diffusers with its noise schedule: its output and the activations of its layers."
     layer_names = re.compile(rf"conv_in|{_BLOCK}(\.(resnets|attentions)\.\d+)?")
     output_index = 0  # of a layer that returns several outputs
@@ -105,6 +106,13 @@ class Network:
     def __init__(self, net: nn.Module, scheduler: SchedulerMixin):
         self.net, self.scheduler = net.eval().requires_grad_(False), scheduler
         self.schedule = schedule_of(scheduler)
+
+    def _facts(self) -> dict[str, object]:
+        weights = sum(p.numel() for p in self.net.parameters())
+        return {"network": f"{type(self.net).__name__}, {weights:,} weights, {self.dtype} on {self.device}",
+                "latents": " x ".join(map(str, self.latent_shape)), "layers": ", ".join(self.layer_list()),
+                "schedule": f"{type(self.schedule).__name__} of {len(self.schedule)} timesteps, "
+                            f"predicts {self.schedule.prediction_type}"}
 
     @property
     def device(self) -> torch.device:
@@ -190,6 +198,10 @@ class Teacher(Network):
         if unknown := [i for i in [*ids, null] if not 0 <= i <= size or (i == null and i in ids)]:
             raise DataError(f"class id {unknown[0]} is not in the network's table of {size} classes and null ({null})")
         return torch.tensor([*ids, null], device=self.net.device)
+
+    def _facts(self):
+        names = f"{len(self.class_names)}: {', '.join(self.class_names[:20])}{', ...' * (len(self.class_names) > 20)}"
+        return super()._facts() | {"images": f"{self.image_size} x {self.image_size} pixels", "classes": names}
 
     @staticmethod
     def table_size(config) -> int:
