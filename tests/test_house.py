@@ -18,7 +18,7 @@ ROOMS = [
     ["params"],
     ["files"],
     ["images"],
-    ["digits", "data"],
+    ["digits", "data", "masks"],
     ["sources"],
     ["diffusion"],
     ["classifiers"],
