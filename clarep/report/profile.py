@@ -88,6 +88,7 @@ def suite_settings(preset: str, file: str | None) -> dict[str, dict]: # suite: s
 def main(
     checkpoint: str,           # a student's file or folder, timm:NAME, or package.module:function
     data: str = None,          # a split of this project (.safetensors), or a folder with one folder per class
+    masks: str = None,         # of a folder's images: a folder of masks under the same names, or alpha
     out: str = "profile",      # folder for suite.csv, figures, profile.md and profile.html
     suite: str = None,         # which, separated by commas; without it, all that the images allow
     preset: str = "default",   # smoke, default or full
@@ -103,7 +104,7 @@ def main(
     try:
         if not data:
             raise DataError("no images; give a split (.safetensors) or a folder of class folders as --data")
-        source = open_data(data, checkpoint, image_size, images)
+        source = open_data(data, checkpoint, image_size, images, masks)
         classifier = open_classifier(checkpoint, source, weights, resolve_device(device, "float32")[0])
         names = suite.split(",") if suite else suites_for(source, list(SUITES))
         base = pd.read_csv(baseline) if baseline else None
