@@ -34,12 +34,13 @@ def fill_hidden(
     scene: np.ndarray,  # `h w 3`
     hidden: np.ndarray, # bool, `h w`
 ) -> np.ndarray:        # as `scene`; black where all is hidden
-    "The hidden pixels replaced by others of the scene, which is shifted as a whole, by what covers most of them."
+    "The hidden pixels replaced by others of the scene: it is shifted as a whole, as little as covers most of them."
     filled, visible, hidden = scene * ~hidden[..., None], ~hidden, hidden.copy()
-    spectrum = np.fft.rfft2(visible)
+    spectrum, (rows, columns) = np.fft.rfft2(visible), map(np.fft.fftfreq, hidden.shape)
+    distance = np.hypot(rows[:, None], columns)
     while hidden.any() and visible.any():
-        hits = np.fft.irfft2(np.fft.rfft2(hidden).conj() * spectrum, s=hidden.shape)
-        shift = [-int(n) for n in np.unravel_index(hits.argmax(), hits.shape)]
+        hits = np.fft.irfft2(np.fft.rfft2(hidden).conj() * spectrum, s=hidden.shape).round()
+        shift = [-int(n) for n in np.unravel_index((hits - distance).argmax(), hits.shape)]
         places = hidden & np.roll(visible, shift, (0, 1))
         filled[places] = np.roll(scene, shift, (0, 1))[places]
         hidden &= ~places
@@ -62,7 +63,8 @@ def cut_out(
     front, back, hidden = np.stack(parts[:3], 2), np.stack(parts[3:], 2), cover > TOUCHED
     if hidden.all() or cover.max() < 0.5:
         raise ValueError(f"mask: no {'background' if hidden.all() else 'object'} in the centre square")
-    scene = fill_hidden(back / (1 - np.where(hidden, 0, cover))[..., None], hidden)
+    front = (front / cover.clip(TOUCHED)[..., None]).clip(0, 255) * cover.clip(0, 1)[..., None]  # without ripples
+    scene = fill_hidden((back / (1 - np.where(hidden, 0, cover))[..., None]).clip(0, 255), hidden)
     layers = [fit(image), fit(Image.fromarray(inside.astype(np.uint8) * 255))[..., None], front, scene]
     return np.concatenate(layers, 2).round().clip(0, 255).astype(np.uint8)
 

@@ -117,8 +117,8 @@ def walls(tmp_path_factory):
     """Stages on pictures with alpha whose objects stand before one white wall."""
     home = copy_of_project(tmp_path_factory.mktemp("alpha"))
     write_pictures(home, 40, "alpha", scenes=False)
-    data = {"data": OVERRIDES["data"] | {"masks": "alpha"}, "compare": {"seeds": [0], "arms": ["ce", "cadistill"]}}
-    run_stages(home, OVERRIDES | data, STAGES)
+    less = {"data": OVERRIDES["data"] | {"masks": "alpha"}, "suite": {"suites": []}, "probes": {"n": 1, "epochs": 20}}
+    run_stages(home, OVERRIDES | less | {"compare": {"seeds": [0], "arms": ["ce", "cadistill"]}}, STAGES)
     return home
 
 
@@ -207,8 +207,6 @@ def test_opaque_pictures_have_a_clear_message(tmp_path):
         with Image.open(file) as picture:
             picture.convert("RGBA").save(file.with_suffix(".png"))
         file.unlink()
-    with pytest.raises(DataError, match=r"no training images|fewer than two|no validation"):
-        sets_of(tmp_path, "alpha")
     with pytest.raises(DataError, match=r"48 of 48 .* \(mask: nothing is transparent\).* or do without `data.masks`"):
         sets_of(tmp_path, "alpha", max_corrupt_fraction=0.01)
 
