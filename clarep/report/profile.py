@@ -88,7 +88,6 @@ def suite_settings(preset: str, file: str | None) -> dict[str, dict]: # suite: s
 def main(
     checkpoint: str,           # a student's file or folder, timm:NAME, or package.module:function
     data: str = None,          # a split of this project (.safetensors), or a folder with one folder per class
-    masks: str = None,         # of a folder's images: a folder of masks under the same names, or alpha
     out: str = "profile",      # folder for suite.csv, figures, profile.md and profile.html
     suite: str = None,         # which, separated by commas; without it, all that the images allow
     preset: str = "default",   # smoke, default or full
@@ -99,6 +98,7 @@ def main(
     cache: str = None,         # folder of corrupted images, which several classifiers may have in common
     baseline: str = None,      # suite.csv of a baseline, for a relative mCE
     device: str = "auto",      # cpu, cuda, mps
+    masks: str = None,         # of a folder's images: a folder of masks under the same names, or alpha
 ):
     "Evaluate a classifier on suites of tests, or go on where it was stopped."
     try:
