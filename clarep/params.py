@@ -88,6 +88,7 @@ class Data(Section):
                                  f"allowed: {', '.join(SOURCES)} (for a smoke test), or a data set of the Hugging Face "
                                  "hub with its owner, such as uoft-cs/cifar10")]
     path: Name | None
+    masks: Name | None
     classes: Annotated[list[str], Field(min_length=2)] | None
     label: str | None
     per_class: Positive | None
@@ -337,7 +338,7 @@ def load_params(
     return params
 
 # %% ../nbs/00_params.ipynb #0cf397f8
-OTHER_KEYS = ("classes", "label", "per_class")
+OTHER_KEYS = ("masks", "classes", "label", "per_class")
 EMBEDDED_KEYS = ("objects", "class_names", "teacher_n_train", "teacher_rho")
 
 
@@ -349,6 +350,9 @@ def source_conflicts(p: Params) -> Iterator[str]:
     if data.path is not None and data.name not in FOLDERS:
         yield (f"`data.path`: {data.path!r} is for `data.name` {' or '.join(FOLDERS)}; "
                f"with {data.name} it must be null")
+    if data.masks and data.name != "imagefolder" and not embedded and (data.masks != "alpha" or data.name == DRAWN):
+        yield (f"`data.masks`: {data.masks!r} is for `data.name` imagefolder; with {data.name} it must be null"
+               f"{', or alpha' * (data.name != DRAWN)}")
     for key in OTHER_KEYS if embedded else EMBEDDED_KEYS:
         if getattr(data, key) is not None:
             yield (f"`data.{key}`: {getattr(data, key)!r} is for {'other sources' if embedded else EMBEDDED}; "

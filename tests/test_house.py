@@ -19,7 +19,7 @@ ROOMS = [
     ["files"],
     ["display"],
     ["images"],
-    ["digits", "data"],
+    ["digits", "data", "masks"],
     ["sources"],
     ["diffusion"],
     ["classifiers"],

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from clarep.evaluate.attribution import METHODS, attribution_maps, attribution_t
 from clarep.evaluate.calibration import calibration_tasks
 from clarep.evaluate.diffusion_classifier import DiffusionClassifier, diffusion_tasks
 from clarep.evaluate.features import feature_map, feature_tasks, penultimate
-from clarep.evaluate.shifts import composed_tasks, imagenet9_sets, imagenet_ids, masked_images, real_set
+from clarep.evaluate.shifts import composed_tasks, imagenet9_sets, imagenet_ids, real_set
 from clarep.evaluate.tasks import Classifier, run_tasks
 from clarep.files import DataError
 from clarep.images import Images, to_unit
@@ -128,53 +127,6 @@ def test_values_belong_to_images_not_to_their_place_or_batch():
 
 def test_maps_of_constant_features_are_drawn():
     assert (feature_map(torch.ones(12, 5), "pca") == 0).all()
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
-    """Two classes of two images each, with masks."""
-    for name in ("dark", "bright"):
-        for kind in ("images", "masks"):
-            (tmp_path / kind / name).mkdir(parents=True)
-        for i in range(2):
-            Image.new("RGB", (8, 6), (90, 120, 30)).save(tmp_path / "images" / name / f"{i}.jpg")
-            mask = Image.new("P", (8, 6))
-            mask.putpalette([0, 0, 0, 1, 1, 1])
-            mask.paste(1, (2, 2, 5, 5))
-            mask.save(tmp_path / "masks" / name / f"{i}.png")
-    return tmp_path
-
-
-MASK_DAMAGES = {
-    "no mask .*masks/dark/0.png \\(1 of 4": lambda mask: mask.unlink(),
-    "0.png, or its image .* cannot be read": lambda mask: mask.write_bytes(b"damaged"),
-    "0.png has \\(9, 9\\) pixels, its image \\(8, 6\\)": lambda mask: Image.new("L", (9, 9), 255).save(mask),
-    "0.png has no background": lambda mask: Image.new("L", (8, 6), 255).save(mask),
-    "0.png has no object": lambda mask: Image.new("L", (8, 6), 0).save(mask),
-}
-
-
-@pytest.mark.parametrize("message", MASK_DAMAGES)
-def test_a_damaged_mask_folder_is_refused_by_the_file(folders, message):
-    c = small_cnn(2, ["dark", "bright"])
-    assert masked_images(folders / "images", folders / "masks", c).mask.float().mean() > 20
-    MASK_DAMAGES[message](folders / "masks" / "dark" / "0.png")
-    with pytest.raises(DataError, match=message):
-        masked_images(folders / "images", folders / "masks", c)
-
-
-def test_damaged_images_and_folders_are_refused(folders):
-    c = small_cnn(2, ["dark", "bright"])
-    for damage, message in (
-        (lambda: (folders / "images/dark/1.jpg").write_bytes(b"\xff\xd8"), "1.jpg cannot be read"),
-        (lambda: (folders / "images/grey").mkdir(), "grey holds no images"),
-        (lambda: Image.new("RGB", (8, 6)).save(folders / "images/grey/0.png"), "grey is no class of small-cnn"),
-    ):
-        damage()
-        with pytest.raises(DataError, match=message):
-            masked_images(folders / "images", folders / "masks", c)
-    with pytest.raises(DataError, match="there is no folder"):
-        masked_images(folders / "photos", folders / "masks", c)
 
 
 @pytest.mark.parametrize(

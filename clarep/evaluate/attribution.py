@@ -80,7 +80,7 @@ def attribution_tasks(
     "`METHOD_inside` and `METHOD_empty` per image; `mask_area`, which is chance."
     if images.mask is None:
         raise DataError("these images have no masks, so no share of attribution inside them can be measured; give "
-                        "images with masks (`masked_images` reads a folder of them), or leave this measure out")
+                        "images with masks (`--masks` reads a folder of them), or leave this measure out")
     if unknown := set(methods) - set(METHODS):
         raise DataError(f"{min(unknown)!r} is no method of attribution; there are: {', '.join(METHODS)}")
     if "gradcam" in methods:

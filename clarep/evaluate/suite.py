@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUITES', 'PRESETS', 'Normalised', 'timm_classifier', 'module_classifier', 'student_file', 'open_classifier',
            'folder_images', 'open_data', 'Suite', 'known_settings', 'attacks', 'attack_figures', 'corruptions',
-           'corruption_figures', 'corruption_summary', 'on_subset', 'classifier_features', 'backgrounds', 'calibration',
-           'shifts', 'calibration_figures', 'suites_for', 'task_key', 'run_suites']
+           'corruption_figures', 'corruption_summary', 'on_subset', 'classifier_features', 'calibration', 'shifts',
+           'calibration_figures', 'suites_for', 'task_key', 'run_suites']
 
 # %% ../../nbs/evaluate/suite.ipynb #be9b9b86
 import importlib
@@ -27,14 +27,15 @@ from ..classifiers.networks import load_student, logits_of
 from .attribution import attribution_tasks
 from .calibration import calibration_tasks, reliability_figure, scores_of
 from .features import feature_tasks, penultimate
-from .shifts import composed_tasks, imagenet9_sets, masked_images, real_set, shift_set, shift_tasks
+from .shifts import composed_tasks, imagenet9_sets, real_set, shift_set, shift_tasks
 from .adversarial import attack_curves, attack_tasks, loss_surface, surface_figure
 from .corruptions import COMMON, corruption_errors, corruption_figure, corruption_tasks, mce
 from .statistics import COLUMNS
 from .tasks import Classifier, Task, check_classifier, digest, run_tasks
 from ..files import DataError, atomic_write, code_digest, load_tensors
 from ..images import Images, class_balanced, to_unit
-from ..sources import Tally, check_corrupt, interleave, list_files, read_images, shuffled
+from ..masks import stack_cutouts
+from ..sources import Tally, check_corrupt, interleave, list_files, mask_finder, read_images, shuffled
 
 # %% ../../nbs/evaluate/suite.ipynb #18d31fbb
 class Normalised(nn.Module):
@@ -108,8 +109,15 @@ def open_classifier(
     return Classifier(name, model.to(device).eval().requires_grad_(False), list(names), size, seed)
 
 # %% ../../nbs/evaluate/suite.ipynb #ec835c97
-def folder_images(folder: str | Path, image_size: int, n: int, names: list[str] | None = None, seed: int = 0) -> Images:
-    "At most `n` images of a folder, classes in turn; `names`: their order, where the folder has just these classes."
+def folder_images(
+    folder: str | Path, # of class folders
+    image_size: int,
+    n: int,             # at most; classes in turn
+    names: list[str] | None = None, # the order of the classes, where the folder has just these
+    seed: int = 0,
+    masks: str | None = None,       # a folder of masks, or `alpha`
+) -> Images:            # with masks, where they are given
+    "Images of a folder."
     files = list_files(folder, Tally())
     split = next(s for s in ("test", "validation", "train") if s in files)
     own = files[split]
@@ -119,9 +127,11 @@ def folder_images(folder: str | Path, image_size: int, n: int, names: list[str] 
     items = [(split, c, row) for c, row in interleave(pool, n)]
     if not items:
         raise DataError(f"{folder} has no images in class folders; give a folder with one folder per class")
-    sets, unreadable = read_images({split: sum(own.values(), [])}, {"test": items}, None, image_size)
-    check_corrupt([*unreadable.values()], len(items), 0.01)
-    return Images(*sets["test"], list(own))
+    sets, unreadable = read_images({split: sum(own.values(), [])}, {"test": items}, None, image_size,
+                                   mask_finder(masks, folder))
+    check_corrupt([*unreadable.values()], len(items), 0.01, bool(masks))
+    pixels, labels = sets["test"]
+    return stack_cutouts(pixels.numpy(), labels, list(own)).images if masks else Images(pixels, labels, list(own))
 
 
 def open_data(
@@ -129,6 +139,7 @@ def open_data(
     spec: str,                     # of the classifier, which knows its size
     image_size: int | None = None, # pixels per side, of a folder's images; None: the classifier's
     n: int = 2000,                 # images of a folder, at most
+    masks: str | None = None,      # of a folder's images: a folder of masks, or `alpha`
 ) -> Images:
     "The images that a classifier is measured on; raises `DataError`."
     if Path(path).is_file():
@@ -143,7 +154,7 @@ def open_data(
     size = image_size or header.get("image_size") or getattr(config, "input_size", [None])[-1]
     if size is None:
         raise DataError(f"{spec} does not say which images it takes; give their size in pixels")
-    return folder_images(path, size, n, header.get("class_names"))
+    return folder_images(path, size, n, header.get("class_names"), masks=masks)
 
 # %% ../../nbs/evaluate/suite.ipynb #fc4412a4
 class Suite(NamedTuple):
@@ -212,13 +223,6 @@ def classifier_features(classifier: Classifier, images: Images) -> list[Task]:
     return feature_tasks(lambda: penultimate(classifier, to_unit(images.images)), images.labels)
 
 
-def backgrounds(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
-    "`composed_tasks`; the settings `folder` and `masks` are images and masks of one's own."
-    if "masks" not in settings:
-        return on_subset(composed_tasks, 500)(classifier, data, settings, cache)
-    return composed_tasks(classifier, masked_images(settings["folder"], settings["masks"], classifier))
-
-
 def calibration(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
     "`calibration_tasks`; the setting `outside` has foreign images by name, as `open_data` takes them."
     outside = {name: open_data(path, "", classifier.image_size, 1000)[:1000]
@@ -258,7 +262,7 @@ SUITES = {
     "attacks": Suite("clarep.evaluate.adversarial", attacks, figures=attack_figures),
     "corruptions": Suite("clarep.evaluate.corruptions", corruptions, "", corruption_figures, corruption_summary),
     "attribution": Suite("clarep.evaluate.attribution", on_subset(attribution_tasks, 200), "masks"),
-    "backgrounds": Suite("clarep.evaluate.shifts", backgrounds, "masks"),
+    "backgrounds": Suite("clarep.evaluate.shifts", on_subset(composed_tasks, 500), "masks"),
     "calibration": Suite("clarep.evaluate.calibration", calibration, figures=calibration_figures),
     "features": Suite("clarep.evaluate.features", on_subset(classifier_features, 1000)),
     "shifts": Suite("clarep.evaluate.shifts", shifts, "settings"),

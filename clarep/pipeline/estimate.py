@@ -107,7 +107,7 @@ def n_classes(p: Params) -> int:
 
 def n_facts(p: Params) -> int:
     "What probes learn: the class, and the background where it is known."
-    return 2 if p.data.name == EMBEDDED else 1
+    return 2 if p.data.name == EMBEDDED or p.data.masks else 1
 
 
 def n_sets(p: Params) -> int:

@@ -90,9 +90,9 @@ def arm_conflicts(p: Params) -> Iterator[str]:
         if (arm := ARMS.get(name)) is None:
             yield f"`compare.arms`: there is no arm {name!r}; there are: {', '.join(ARMS)}"
             continue
-        if arm.source == "scenes" and p.data.name != EMBEDDED:
+        if arm.source == "scenes" and p.data.name != EMBEDDED and p.data.masks is None:
             yield (f"`compare.arms`: {name} reads the objects on random scenes, and those of {p.data.name} are not "
-                   f"known; take it out, or set `data.name` to {EMBEDDED}")
+                   f"known; take it out, or give `data.masks`")
         share = arm.fraction or p.auxiliary.fraction
         if arm.source == "canonical" and share > p.clareps.fraction:
             yield (f"`compare.arms`: {name} reads CLAReps of {share:.0%} of the training images, "

@@ -187,7 +187,7 @@ def record_seconds(
 def link_inputs(home: Path, p) -> None: # p: `Params`
     "In a copy by `dvc exp run`, which lies below the project, link what relative paths of the settings lead to there."
     origin = next((folder for folder in home.parents if (folder / "dvc.yaml").is_file()), home)
-    for path in filter(None, (p.data.path, p.data.objects, p.teacher.checkpoint)):
+    for path in filter(None, (p.data.path, p.data.masks, p.data.objects, p.teacher.checkpoint)):
         if (origin / path).exists() and not (home / path).exists():
             (home / path).parent.mkdir(parents=True, exist_ok=True)
             (home / path).unlink(missing_ok=True) # a link that leads nowhere

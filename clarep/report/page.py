@@ -234,11 +234,11 @@ def gaps(
     n_classes: int,
 ) -> list[str]:          # none where everything was measured
     "The sentences that hold for this experiment."
-    known = "background_retained" in set(measurements.metric)
+    unchanged = "images" in set(measurements.set)
     methods = [m.replace("_", " ") for m in methods if m not in set(measurements.method)]
     unread = [str(t) for t in timesteps if t not in set(sweep.t_e)]
     part = len(picture_classes(n_classes))
-    holds = {"one_filter": d["shared_between"] >= 0.999, "background": not known, "surroundings": not known,
+    holds = {"one_filter": d["shared_between"] >= 0.999, "background": unchanged, "surroundings": unchanged,
              "methods": methods, "timesteps": unread,
              "classes": part < n_classes}
     fields = {"layer": layer, "methods": ", ".join(methods), "timesteps": ", ".join(unread), "part": part,
@@ -300,13 +300,14 @@ def clarid_fields(
     table: pd.DataFrame, # of `long_table`
     runs: Path,          # the folder of all stages
     methods: list[str],  # that were to be measured
+    own_masks: bool = False, # then a background is named after a class
 ) -> dict:
     "Fields of the template about teacher, CLAReps and their controls."
     h, choice = CLAReps(runs / "clareps/shards").hyperparameters, load_json(runs / "select/choice.json")
     measurements, sweep = load_measurements(runs), read_table(runs / "select/sweep.csv")
     sets = [part for _, part in measurements.groupby("set", sort=False)]
     answers = load_tensors(runs / "representation/right.safetensors")[0] # of the first set
-    labels = {"class": int(answers.pop("labels").max()) + 1, "background": len(PHOTOS)}
+    labels = {"class": (n := int(answers.pop("labels").max()) + 1), "background": n if own_masks else len(PHOTOS)}
     right, facts = {name: t.numpy() for name, t in answers.items()}, {name.split("/")[0] for name in answers}
     chance = {fact: 1 / labels[fact] for fact in sorted(facts, reverse=True)}
     spread = {measurements.set.iloc[0]: image_spread(right, h.k, chance)}
@@ -314,8 +315,9 @@ def clarid_fields(
     r, c, d = (value[which].to_dict() for which in
                (("representation", "teacher"), ("clareps", "clarid"), ("directions", "clarid")))
     n_classes = table[(table.stage == "evaluate") & (table["class"] != "all")]["class"].nunique()
-    notes = gaps(methods, d, measurements, sweep, choice["grid"]["timesteps"], h.layer, n_classes)
     known = "known" if "background_retained" in set(measurements.metric) else "unknown"
+    notes = gaps(methods, d, measurements, sweep, choice["grid"]["timesteps"], h.layer, n_classes)
+    notes = [page_text(f"masks_{known}").format(**r), *notes] if own_masks else notes
     used = [[name, str(t_e), layer, str(k), f"{w:g}"] for name, t_e, layer, k, w in (
         ("used", h.t_e, h.layer, h.k, h.guidance_scale),
         ("chosen", *(choice[key] for key in ("t_e", "layer", "k", "guidance_scale"))))]
@@ -420,7 +422,7 @@ def write_report(
     if histories := read_histories(table, runs / "student"):
         n_flat = int(table[(table.stage == "student") & (table.metric == "flat")].value.sum())
         figures = {"epochs": epochs_figure(histories, n_flat)} | figures
-    fields = (clarid_fields(table, runs, p.representation.methods)
+    fields = (clarid_fields(table, runs, p.representation.methods, p.data.masks is not None)
               | student_fields(table, pairs, baseline, list(figures)))
     suite = suite_section(runs, p.compare.arms, p.suite.seeds)
     lines = "\n".join(student_line(pairs) + fields.pop("lines"))

@@ -98,12 +98,13 @@ def main(
     cache: str = None,         # folder of corrupted images, which several classifiers may have in common
     baseline: str = None,      # suite.csv of a baseline, for a relative mCE
     device: str = "auto",      # cpu, cuda, mps
+    masks: str = None,         # of a folder's images: a folder of masks under the same names, or alpha
 ):
     "Evaluate a classifier on suites of tests, or go on where it was stopped."
     try:
         if not data:
             raise DataError("no images; give a split (.safetensors) or a folder of class folders as --data")
-        source = open_data(data, checkpoint, image_size, images)
+        source = open_data(data, checkpoint, image_size, images, masks)
         classifier = open_classifier(checkpoint, source, weights, resolve_device(device, "float32")[0])
         names = suite.split(",") if suite else suites_for(source, list(SUITES))
         base = pd.read_csv(baseline) if baseline else None
