@@ -73,7 +73,7 @@ def by_seed(
     part = table[table["class"] == "all"]
     if len(twice := part[part.duplicated(["arm", "metric", "seed"])]):
         row = twice.iloc[0]
-        raise DataError(f"{row.metric} of {row.arm}, seed {row.seed}, stands twice in the table; remove one of the rows")
+        raise DataError(f"{row.metric} of {row.arm}, seed {row.seed}, stands twice in the table; remove one row")
     return part.pivot(index=["arm", "metric"], columns="seed", values="value")
 
 
