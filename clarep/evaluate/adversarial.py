@@ -251,11 +251,11 @@ def attack_tasks(
 ) -> list[Task]:
     "Accuracy under every attack at every radius on a fixed stratified subset, and what the checks compare."
     few = [a for a in attacks if a != "cw_l2" and ATTACKS[a].classes > len(data.class_names)]
-    if few:
-        print(f"left out, since they need more classes than {len(data.class_names)}: {', '.join(few)}")
     if not (names := [a for a in attacks if a not in few]):
-        raise DataError(f"`attacks` names none that works for {len(data.class_names)} classes; there are "
-                        f"{', '.join(ATTACKS)} and cw_l2, or leave out the suite attacks")
+        raise DataError(f"none of the attacks {', '.join(few)} works for {len(data.class_names)} classes; name others "
+                        "in `attacks`, or leave out this suite")
+    if few:
+        print(f"attacks that need more than {len(data.class_names)} classes are left out: {', '.join(few)}")
     check_gradient(classifier, data)
     images = class_balanced(data, n_images)
     n, labels, x = len(images), images.labels, to_unit(images.images)

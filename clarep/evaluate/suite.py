@@ -174,7 +174,7 @@ def several(words: str, fits: Callable[[object], bool]) -> Setting: # of one ent
 
 def among(values: list) -> Setting:
     "A list of some of the values."
-    return several(f"some of {', '.join(map(str, values))}", lambda v: type(v) is type(values[0]) and v in values)
+    return several(" or ".join(map(str, values)), lambda v: type(v) is type(values[0]) and v in values)
 
 
 def is_path(value: object) -> bool:
@@ -277,7 +277,9 @@ def backgrounds(classifier: Classifier, data: Images, settings: dict, cache: Pat
     if len(settings) < len(own) + 2:
         raise DataError("the suite backgrounds takes both settings, `folder` of the images and `masks`, or none")
     images = masked_images(settings["folder"], settings["masks"], classifier)
-    return on_subset(composed_tasks, len(images))(classifier, images, own, cache)
+    if n_images := own.pop("n_images", None):
+        images = class_balanced(images, n_images)
+    return composed_tasks(classifier, images, **own)
 
 
 def calibration(classifier: Classifier, data: Images, settings: dict, cache: Path) -> list[Task]:
