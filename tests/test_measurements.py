@@ -1,6 +1,7 @@
 """Measurements: a classifier's scale, its constancy or its nan must not pass for robustness or accuracy."""
 
 import math
+import tracemalloc
 from copy import deepcopy
 
 import numpy as np
@@ -14,15 +15,23 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from clarep.classifiers.networks import SmallCNN, accuracy, classes_of, predict
 from clarep.classifiers.train import train_student
 from clarep.diffusion.schedule import Schedule
-from clarep.diffusion.teacher import build_scheduler
+from clarep.diffusion.teacher import Teacher, build_scheduler, build_unet
 from clarep.digits import digits_on_photos
 from clarep.evaluate import students
+from clarep.evaluate.adversarial import ATTACKS, attack_tasks, survivors
 from clarep.evaluate.attacks import SPREAD, margin, pgd_accuracy, pgd_linf
+from clarep.evaluate.attribution import share_inside
 from clarep.evaluate.background import accuracy_by_class, background_metrics
+from clarep.evaluate.calibration import calibration_error
+from clarep.evaluate.corruptions import corrupt
+from clarep.evaluate.diffusion_classifier import diffusion_tasks
+from clarep.evaluate.features import feature_tasks
 from clarep.evaluate.scatter import scatter_metrics, scatter_table
-from clarep.evaluate.statistics import COLUMNS, contrasts, mean_ranks, summary
+from clarep.evaluate.statistics import COLUMNS, bootstrap_interval, contrasts, mean_ranks, summary
+from clarep.evaluate.tasks import Classifier
 from clarep.files import DataError
 from clarep.images import Images, to_unit
+from clarep.report.comparison import outcome
 from clarep.sources import choose_classes
 
 SCALES = [1e-4, 0.05, 1.0, 30.0, 1e3, 1e6]
@@ -96,6 +105,30 @@ def test_the_scale_of_logits_does_not_change_robust_accuracy(kind, request):
     assert 0 < shares[1.0] < 0.9 and max(shares.values()) - min(shares.values()) <= 0.01, shares
     shifted = pgd_accuracy(Scaled(body, 1.0, 50.0), x, y, **eps).double().mean().item()
     assert abs(shifted - shares[1.0]) <= 0.02
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e4])
+def test_apgd_finds_the_true_robust_accuracy_at_any_scale(scale):
+    """Of a linear classifier it is known: the share of images whose margin is beyond the radius."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(768, 2, bias=False)).eval().requires_grad_(False)
+    pixels = torch.randint(30, 226, (200, 16, 16, 3), dtype=torch.uint8)
+    weight = body[1].weight[0] - body[1].weight[1]
+    margins = to_unit(pixels).flatten(1) @ weight
+    radius = float(margins.abs().median() / weight.abs().sum()) / 2 * 255
+    classifier = Classifier("linear", Scaled(body, scale), ["a", "b"], 16)
+    stand = survivors(ATTACKS["apgd_ce_linf"], classifier, Images(pixels, (margins < 0).long(), ["a", "b"]), radius)
+    assert abs(stand.double().mean() - 0.5) <= 0.02, stand.double().mean()
+
+
+def test_attacks_that_need_more_classes_are_named(linear, capsys):
+    body, x, _ = linear
+    data = Images(torch.zeros(8, 8, 8, 3, dtype=torch.uint8), torch.arange(8) % 2, ["a", "b"])
+    pair = Classifier("pair", nn.Sequential(body, nn.Linear(10, 2)), data.class_names, 8)
+    with pytest.raises(DataError, match="apgd_dlr_linf works for 2 classes"):
+        attack_tasks(pair, data, attacks=["apgd_dlr_linf"])
+    assert len(attack_tasks(pair, data, attacks=["apgd_dlr_linf", "pgd20_linf"], radii_linf=[1])) == 3
+    assert "left out: apgd_dlr_linf" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -277,3 +310,68 @@ def test_equal_arms_have_finite_statistics(n_seeds):
     pairs = contrasts(table, ["acc_clean", "bg_gap"], "ce")
     assert (pairs.difference == 0).all() and (pairs.p == 1).all() and (pairs.p_holm == 1).all()
     assert mean_ranks(summary(table, ["acc_clean", "bg_gap"], "ce"), {"bg_gap"}).tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("scale", [0.4, 1e3])
+def test_equal_confidences_have_an_error_whatever_their_order(scale):
+    scores = torch.tensor([[scale, 0.0]], dtype=torch.float64).repeat(100, 1)
+    true = abs(scores[0].softmax(0)[0].item() - 0.7)
+    for labels in ([0] * 70 + [1] * 30, [1] * 30 + [0] * 70, [0, 0, 1, 0, 1, 0, 0, 1, 0, 0] * 10):
+        assert abs(calibration_error(scores, torch.tensor(labels)) - true) < 1e-9
+
+
+def arms(**values: float) -> pd.DataFrame:
+    """A metric of some arms, for three seeds."""
+    rows = [("evaluate", arm, seed, "bg_gap", "all", v) for arm, v in values.items() for seed in range(3)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_a_difference_of_rounding_is_none():
+    table = arms(ce=0.9 - 0.6, kd=0.7 - 0.4)
+    row = summary(table, ["bg_gap"], "ce").set_index("arm").loc["kd"]
+    assert outcome("bg_gap", row.difference, row.difference_half) == "undecided"
+    assert contrasts(table, ["bg_gap"], "ce")[["effect", "p"]].to_numpy().tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("function", [summary, contrasts])
+def test_what_a_table_lacks_or_has_twice_is_named(function):
+    table = arms(ce=0.1, kd=0.2)
+    other = table[table.arm == "ce"].assign(metric="mce")
+    with pytest.raises(DataError, match="kd has no mce"):
+        function(pd.concat([table, other]), ["bg_gap", "mce"], "ce")
+    with pytest.raises(DataError, match="bg_gap of kd, seed 2, stands twice"):
+        function(pd.concat([table, table[-1:]]), ["bg_gap"], "ce")
+
+
+def test_a_bootstrap_needs_little_memory():
+    values = np.random.default_rng(0).random(3000)
+    tracemalloc.start()
+    low, high = bootstrap_interval(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert low < values.mean() < high and peak < 100e6, peak
+
+
+def test_a_teacher_that_overflows_names_no_class():
+    teacher = Teacher(build_unet(8, 3, [16, 32]), build_scheduler(), list("abc"))
+    teacher.net.conv_out.bias.data[0] = math.nan
+    with pytest.raises(DataError, match="noise at timestep .* is not finite"):
+        diffusion_tasks(teacher, list("abc"), {"test": (torch.zeros(2, 3, 8, 8), torch.arange(2))}, 2)[0].run()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_map_has_no_share(value):
+    with pytest.raises(DataError, match="of 1 of 1 images is not finite"):
+        share_inside(torch.full((1, 4, 4), value), torch.full((1, 4, 4), 255, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("labels", [torch.arange(20), torch.tensor([0] * 19 + [1]), torch.zeros(20, dtype=torch.long)])
+def test_features_of_too_few_images_are_refused(labels):
+    with pytest.raises(DataError, match="several of two classes"):
+        feature_tasks(lambda: torch.randn(20, 4), labels)
+
+
+@pytest.mark.parametrize(("name", "severity"), [("contrast", 0), ("contrast", 6), ("fog2", 3)])
+def test_a_corruption_that_there_is_not_is_refused(name, severity):
+    with pytest.raises(DataError, match=f"no {name} of severity {severity}"):
+        corrupt(np.zeros((16, 16, 3), np.uint8), name, severity, 0)

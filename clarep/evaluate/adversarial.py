@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..classifiers.networks import classes_of, predict
-from .attacks import margin, pgd_linf
-from .tasks import Classifier, Task, cached, digest
+from .attacks import logit_spread, margin, natural_scale, pgd_linf
+from .tasks import Classifier, Task, answers_digest, cached
 from ..files import DataError
 from ..images import Images, at_least_float32, class_balanced, to_unit
 
@@ -80,17 +80,17 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square") # of AutoAttack
 
 
 class FromUnit(nn.Module):
-    "A network that takes images in [0, 1]."
-    def __init__(self, model: nn.Module):
+    "A network that takes images in [0, 1], with its logits times a factor."
+    def __init__(self, model: nn.Module, factor: float = 1.0):
         super().__init__()
-        self.model = model
+        self.model, self.factor = model, factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(2 * x - 1)
+        return self.factor * self.model(2 * x - 1)
 
 
 def auto(model, x, labels, radius, seed, part: str, norm: str) -> torch.Tensor:
-    "A part of AutoAttack as pyautoattack has it."
+    "A part of AutoAttack as pyautoattack has it, of logits in their `natural_scale`."
     import logging
 
     from pyautoattack import AutoAttack
@@ -99,7 +99,8 @@ def auto(model, x, labels, radius, seed, part: str, norm: str) -> torch.Tensor:
         n_classes = model(x[:1]).shape[1]
         if part == "apgd-t" and n_classes < 4:
             return x
-        attack = AutoAttack(FromUnit(model), norm="Linf" if norm == "linf" else "L2", device=x.device,
+        network = FromUnit(model, natural_scale(logit_spread(model, x)))
+        attack = AutoAttack(network, norm="Linf" if norm == "linf" else "L2", device=x.device,
                             eps=in_unit(radius, norm) / 2, seed=seed)
         attack.attacks_to_run, attack.apgd.loss = [part], part.removeprefix("apgd-")
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, n_classes - 1)
@@ -137,7 +138,7 @@ def survivors(
 ) -> torch.Tensor:                    # bool, `n`
     "Images that are classified right, and still so after every part of an attack."
     model, x = classifier.model, to_unit(images.images)
-    key = digest(*model.state_dict().values(), images.images, images.labels), radius, seed
+    key = answers_digest(classifier, images), radius, seed
     stand = predict(model, x) == images.labels
 
     def remaining(part: Callable) -> torch.Tensor:
@@ -249,19 +250,24 @@ def attack_tasks(
     transfer: Classifier | None = None, # another one, for the checks
 ) -> list[Task]:
     "Accuracy under every attack at every radius on a fixed stratified subset, and what the checks compare."
+    few = [a for a in attacks if a != "cw_l2" and ATTACKS[a].classes > len(data.class_names)]
+    if not (names := [a for a in attacks if a not in few]):
+        raise DataError(f"none of the attacks {', '.join(few)} works for {len(data.class_names)} classes; name others "
+                        "in `attacks`, or leave out this suite")
+    if few:
+        print(f"attacks that need more than {len(data.class_names)} classes are left out: {', '.join(few)}")
     check_gradient(classifier, data)
     images = class_balanced(data, n_images)
     n, labels, x = len(images), images.labels, to_unit(images.images)
     tasks = [Task("acc_unattacked", lambda: (predict(classifier.model, x) == labels).double(), labels, n)]
-    for name in [a for a in attacks if a != "cw_l2" and ATTACKS[a].classes <= len(data.class_names)]:
+    for name in [a for a in names if a != "cw_l2"]:
         for radius in radii_linf if ATTACKS[name].norm == "linf" else radii_l2:
             metric = f"acc_{name}_{radius:g}"
             run = partial(survivors, ATTACKS[name], classifier, images, radius, seed, cache, metric)
             tasks.append(Task(metric, run, labels, n * ATTACKS[name].evaluations))
     def lengths():
-        key = digest(*classifier.model.state_dict().values(), images.images, labels)
-        return cached(cache, "cw_l2", partial(smallest_l2, classifier, images), key)
-    if "cw_l2" in attacks:
+        return cached(cache, "cw_l2", partial(smallest_l2, classifier, images), answers_digest(classifier, images))
+    if "cw_l2" in names:
         tasks += [Task(f"acc_cw_l2_{r:g}", lambda r=r: (lengths() > r).double(), labels, n * 9 * 500 * (i == 0) + 1)
                   for i, r in enumerate(radii_l2)]
     masking = partial(masking_metrics, classifier, images, masking_radius, seed, transfer)

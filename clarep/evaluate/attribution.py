@@ -65,8 +65,11 @@ def share_inside(
     maps: torch.Tensor, # at least zero, `n h w`
     mask: torch.Tensor, # uint8, `n h w`, 255 is all
 ) -> torch.Tensor:      # float64, `n`
-    "Share of attribution on the mask; the mask's share of the area where there is no attribution."
+    "Share of attribution on the mask, or of the area where there is no attribution; `DataError` for broken maps."
     cover, maps = mask.double() / 255, maps.double()
+    if n := int((~maps.isfinite().flatten(1).all(1)).sum()):
+        raise DataError(f"the attribution of {n} of {len(maps)} images is not finite, as gradients that overflow are; "
+                        "leave this method out")
     total = maps.sum((1, 2))
     return torch.where(total > 0, (maps * cover).sum((1, 2)) / total.clamp(min=1e-300), cover.mean((1, 2)))
 

@@ -7,6 +7,8 @@ __all__ = ['COLORS', 'MARKERS', 'scores_of', 'calibration_bins', 'calibration_er
            'calibration_tasks', 'reliability_figure']
 
 # %% ../../nbs/evaluate/calibration.ipynb #78c62520
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -37,10 +39,12 @@ def calibration_bins(
     labels: torch.Tensor, # `n`
     n_bins: int = 15,     # of equal mass; fewer for fewer images
 ) -> np.ndarray:          # a row per bin: mean confidence, accuracy, share of the images
-    "Answers sorted by confidence."
+    "Answers sorted by confidence; those of one confidence share their accuracy, so their order does not matter."
     confidence, answers = scores.double().softmax(1).max(1)
+    values, group, count = confidence.unique(return_inverse=True, return_counts=True)
+    accuracy = torch.zeros_like(values).index_add(0, group, (answers == labels).double()) / count
     order = confidence.argsort(stable=True)
-    rows = torch.stack([confidence, (answers == labels).double()], 1)[order].numpy()
+    rows = torch.stack([confidence, accuracy[group]], 1)[order].numpy()
     parts = np.array_split(rows, min(n_bins, len(rows)))
     return np.array([[*part.mean(0), len(part) / len(rows)] for part in parts])
 
@@ -80,6 +84,9 @@ def calibration_tasks(
     seed: int = 0,
 ) -> list[Task]:
     "`nll` and `brier` per image, `ece`, and `auroc_softmax_NAME`, `auroc_energy_NAME`."
+    if wrong := [name for name in outside or {} if name == "noise" or not re.fullmatch(r"[\w.-]+", str(name))]:
+        raise DataError(f"foreign images cannot be called {wrong[0]!r}, since it is "
+                        f"{'taken' if wrong[0] == 'noise' else 'part of a file name'}; take other letters or digits")
     outside = {"noise": noise_images(images, seed)} | (outside or {})
     size, labels = images.images.shape[1:3], images.labels
     for name, foreign in outside.items():

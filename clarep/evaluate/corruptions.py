@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..classifiers.networks import SMALL, predict
 from .tasks import Classifier, Task, cached, digest
+from ..files import DataError
 from ..images import Images, class_balanced, to_unit
 
 # %% ../../nbs/evaluate/corruptions.ipynb #5df0c870
@@ -174,6 +175,8 @@ def corrupt(
     seed: int,         # below 2^32
 ) -> np.ndarray:       # uint8, `h w 3`
     "Corrupt an image: to 64 pixels as in CIFAR-10-C, larger as in ImageNet-C."
+    if name not in FORMULAS or severity not in range(1, 6):
+        raise DataError(f"there is no {name} of severity {severity}; there are {', '.join(FORMULAS)}, of 1 to 5")
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -235,7 +238,11 @@ def mce(
     common = errors[errors.index.isin(COMMON)]
     if baseline is None:
         return float(common.mean(axis=1).mean())
-    base = baseline.loc[common.index, common.columns].sum(axis=1)
+    base = baseline.reindex(index=common.index, columns=common.columns)
+    if len(missing := base.isna().stack().loc[lambda absent: absent]):
+        raise DataError("the baseline has no {} of severity {}; measure it with the same corruptions and severities"
+                        .format(*missing.index[0]))
+    base = base.sum(axis=1)
     return float((common.sum(axis=1) / base.where(base > 0)).mean(skipna=False))
 
 # %% ../../nbs/evaluate/corruptions.ipynb #387dba92

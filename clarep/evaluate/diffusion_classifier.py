@@ -101,6 +101,9 @@ class DiffusionClassifier(nn.Module):
         for c, i in zip(classes.split(self.batch_size), images.split(self.batch_size)):
             eps = self.teacher.eps(noisy[i.to(noisy.device)], t, self.teacher.condition(c))
             errors[i, c] = (eps - noise[i.to(noise.device)]).double().square().flatten(1).mean(1).cpu()
+        if not errors[remaining].isfinite().all():
+            raise DataError(f"the teacher's noise at timestep {t} is not finite, so it names no class; open it with "
+                            "float32, or another checkpoint")
         return errors[remaining]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
