@@ -5,19 +5,11 @@ PRESET ?= default
 JOBS ?= 1
 # Of `make teachers`, beside that of the workspace: numbers from 1 on
 TEACHERS ?= 1 2
-<<<<<<< HEAD
-# Of `make ladder`
-GAINS ?= 0.35 0.5 0.7 0.85 1.0
-# Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
-OPTIONS ?=
 # Of `make lab`, for jupyter lab, such as --no-browser; of `make browse`, such as --shots FOLDER
 LAB ?=
 BROWSE ?=
 # Of `make plots`, for dvc plots show
 PLOTS ?=
-BENCHMARK := mkdir -p .scratch && papermill --cwd . --log-output --no-progress-bar nbs/benchmarks
-=======
->>>>>>> aea41c62cc9680579fd2b903a92212b2bff6e5b4
 
 # With no environment active, .venv is made and used; an active one is taken as it is.
 ifeq ($(VIRTUAL_ENV)$(CONDA_PREFIX),)
@@ -28,21 +20,13 @@ ENV := active-env
 endif
 
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-.PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes findings export clean active-env browse plots
-=======
-.PHONY: repro test fuzz howto lab check docs preset new cost teachers export clean active-env
->>>>>>> aea41c62cc9680579fd2b903a92212b2bff6e5b4
-=======
-.PHONY: repro test fuzz howto lab check docs readme preset cost bench generative rho ladder stability teachers recipes small findings export clean active-env
->>>>>>> ecff21d760d3423f5bb3bb20b12a919b49829f64
+.PHONY: repro test fuzz howto by-hand lab check docs browse plots preset new cost teachers export clean active-env
 .DELETE_ON_ERROR:
 
 repro: $(ENV)              ## run what is out of date, from data to the report
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # DVC refuses a folder without git
 	dvc repro
-	@echo "The report: runs/report/index.html (Markdown: runs/report/report.md)"
+	@echo "The report: runs/report/index.html (Markdown: runs/report/report.md). Numbers that lead to their notebooks: make docs"
 
 test: $(ENV)               ## every notebook's asserts and the tests; ends with pytest's summary
 	python -m pytest
@@ -66,18 +50,12 @@ check: $(ENV)              ## export leaves no diff, notebooks are clean, lint, 
 docs: $(ENV)               ## the site, into _docs
 	python docs/build.py
 
-<<<<<<< HEAD
 browse: $(ENV)             ## open every page of the site in headless Chromium (after make docs); says what it lacks
 	python docs/browse.py $(BROWSE)
 
 plots: $(ENV)              ## dvc plots without a network: make plots PLOTS="runs/student/ce-0/history.csv -x epoch -y ce"
 	python docs/plots.py $(PLOTS)
 
-readme: $(ENV)             ## copy the table of the default's report into README.md
-	python docs/readme.py
-
-=======
->>>>>>> aea41c62cc9680579fd2b903a92212b2bff6e5b4
 preset: $(ENV)             ## write params.yaml from presets: make preset PRESET=smoke, or PRESET="imagenet-dit-xl smoke"
 	python -m clarep.params $(PRESET)
 
@@ -96,25 +74,6 @@ teachers: $(ENV)           ## two more teachers and all that follows from them: 
 	dvc exp run --run-all -j $(JOBS)
 	python -m clarep.report.population workspace $(TEACHERS:%=teacher-%)
 
-<<<<<<< HEAD
-=======
-stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
-	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
-
-generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
-	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
-
-recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
-	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
-
-small: $(ENV)              ## the small teacher of the tour, into models/small; ten minutes
-	$(BENCHMARK)/small_teacher.ipynb .scratch/small_teacher.ipynb -p commit "$$(git rev-parse --short HEAD)" $(OPTIONS)
-
-findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
-	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb
-	nbdev-clean
-
->>>>>>> ecff21d760d3423f5bb3bb20b12a919b49829f64
 export: $(ENV)             ## notebooks to library; parameters cells; what stages depend on
 	nbdev-export
 	python -m clarep.pipeline.prepare --parameters
@@ -137,7 +96,7 @@ active-env:
 	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
 
 # Of this repository's experiment; `make new` leaves out all that follows
-.PHONY: check-readme readme bench rho ladder stability generative recipes findings
+.PHONY: check-readme readme bench rho ladder stability generative recipes small findings
 # Of `make ladder`
 GAINS ?= 0.35 0.5 0.7 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
@@ -177,6 +136,9 @@ generative: $(ENV)         ## the teacher as a classifier beside students, into 
 
 recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
+
+small: $(ENV)              ## the small teacher of the tour, into models/small; ten minutes
+	$(BENCHMARK)/small_teacher.ipynb .scratch/small_teacher.ipynb -p commit "$$(git rev-parse --short HEAD)" $(OPTIONS)
 
 findings: $(ENV)           ## the notebooks of findings, anew from the committed tables in bench/ and docs/results/
 	jupyter nbconvert --to notebook --execute --inplace nbs/findings/*.ipynb
