@@ -298,7 +298,7 @@ def new_project(
         classes = ", ".join([*map(printable, names[:12]), *["..."] * (len(names) > 12)]).replace("|", r"\|")
         facts = dict(title=title, name=name, old=OLD, images=IMAGES, classes=f"{len(names)}: {classes}", **counts,
                      size=info.image_size if info else size, teacher=f"`{checkpoint}`" if info else "trained here")
-        template = (home / "nbs/pipeline/new.md").read_text(encoding="utf-8")
+        template = (home / "nbs/pipeline/new_readme.txt").read_text(encoding="utf-8")
         (part / "README.md").write_text(template.format(**facts), encoding="utf-8")
         for command in FORMATS:
             subprocess.run(command, cwd=part, check=True, stdout=subprocess.DEVNULL)
