@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import HOME, copy_of_project, run_all, run_in
 from PIL import Image
@@ -78,14 +79,17 @@ def test_code_of_a_recipe_goes_into_a_notebook_that_exports(title):
 def project(tmp_path_factory) -> Path:
     """A copy with what a user brings: pictures, their masks, a model. The recipes begin with its commit `smoke`."""
     home = copy_of_project(tmp_path_factory.mktemp("howto") / "my project")
-    data = digits_on_photos("train", 240, 16, rho=0.5, opacity=1.0, clutter=0)
+    data = digits_on_photos("train", 900, 16, rho=0.5, opacity=1.0, clutter=0)
     data = data[data.labels < 3]
-    for i, (pixels, mask, label) in enumerate(zip(data.images.numpy(), data.mask.numpy(), data.labels.tolist())):
-        for folder, image in (("pictures", pixels), ("masks", np.uint8(255) * (mask.squeeze() > 0))):
+    colours = np.eye(3, dtype=np.uint8)[data.labels.numpy()][:, None, None] * 120  # a few steps suffice to learn them
+    pictures = data.images.numpy() // 2 + colours
+    for i, (pixels, mask, label) in enumerate(zip(pictures, data.mask.numpy(), data.labels.tolist())):
+        for folder, image in (("pictures", pixels), ("masks", mask)):
             (home / folder / f"digit {label}").mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(home / folder / f"digit {label}" / f"{i}.png")
     names = [f"digit {c}" for c in range(3)]
-    make_tiny_model("unet", home / "models/my-model", names, to_unit(data.images), data.labels, steps=2)
+    x = to_unit(torch.from_numpy(pictures))
+    make_tiny_model("unet", home / "models/my-model", names, x, data.labels, steps=30)
     with (home / ".gitignore").open("a") as file:
         file.write("/pictures\n/masks\n/models/my-model\n")
     follow(home, "start")
