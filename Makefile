@@ -60,8 +60,8 @@ preset: $(ENV)             ## write params.yaml from presets: make preset PRESET
 	python -m clarep.params $(PRESET)
 
 # In a terminal, what is missing is asked for; a teacher is a folder, a hub id, or train
-new: $(ENV)                ## a project of your own: make new NAME=birds TITLE="..." IMAGES=DIR TEACHER=train DEST=DIR
-	@python -m clarep.pipeline.new --name "$$NAME" --title "$$TITLE" --images "$$IMAGES" --teacher "$$TEACHER" --dest "$$DEST"
+new: $(ENV)                ## a project of your own: make new NAME=birds TITLE="..." IMAGES=DIR TEACHER=train MASKS=DIR DEST=DIR
+	@python -m clarep.pipeline.new --name "$$NAME" --title "$$TITLE" --images "$$IMAGES" --teacher "$$TEACHER" --masks "$$MASKS" --dest "$$DEST"
 
 cost: $(ENV)               ## what the present params.yaml will cost, before it runs
 	python -m clarep.pipeline.estimate

@@ -5,6 +5,7 @@ It judges the project, never the experiment: any valid params.yaml and any resul
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -77,8 +78,9 @@ def dead_links() -> Iterator[str]:
     for path in project_files("*.md", ".github/**/*.md", "nbs/**/*.ipynb", "nbs/**/*.md", "docs/**/*.md"):
         folder = HOME / "runs/report" if path.name == "page.md" else path.parent  # the template of the report
         for target in LINK.findall(prose(path)):
-            missing = "://" not in target and not target.startswith("mailto:") and not (folder / target).exists()
-            if missing and not (folder / target).resolve().is_relative_to(HOME / "runs"):
+            place = Path(os.path.normpath(folder / target))  # `folder` itself may be absent
+            missing = "://" not in target and not target.startswith("mailto:") and not place.exists()
+            if missing and not place.is_relative_to(HOME / "runs"):
                 yield f"{name_of(path)}: {target}"
 
 

@@ -69,6 +69,23 @@ def test_nothing_of_our_experiment_is_there(project):
     assert (params.data.n_train, params.data.size, params.directions.n_per_class) == (54, 32, 6)
 
 
+@pytest.mark.parametrize("kind", ["alpha", "folder"])
+def test_masks_make_the_ceiling_measurable(kind, images, tmp_path):
+    masks = "alpha" if kind == "alpha" else str(images)
+    text = new_project(HOME, dest := tmp_path / "masked", "masked", "Masked", images, "train", masks)
+    params = load_params(dest / "params.yaml")
+    assert params.data.masks == ("alpha" if kind == "alpha" else "data/masks") and "ceiling" in params.compare.arms
+    assert (dest / "data/masks").is_dir() == (kind == "folder") and "data/masks" not in tracked(dest)
+    for place in (text, (dest / "README.md").read_text()):
+        assert "With masks there are tests on other backgrounds" in place and "Without masks" not in place
+
+
+def test_masks_that_are_not_there_are_named(images, tmp_path):
+    with pytest.raises(DataError, match="MASKS: there is no folder /no/masks; name one, or alpha"):
+        new_project(HOME, tmp_path / "masked", "masked", "Masked", images, "train", "/no/masks")
+    assert not (tmp_path / "masked").exists()
+
+
 def test_it_passes_its_check(project):
     run_all(project, ("make", "ENV=", "check"))
     assert not git("status", "--porcelain", cwd=project)
