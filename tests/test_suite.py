@@ -249,8 +249,8 @@ def test_a_folder_says_its_order_and_what_is_passed_over(tmp_path, capsys):
         )
     (tmp_path / "images/3/photo.heic").write_bytes(b"x")
     folder_images(tmp_path / "images", 16, 100)
-    said = capsys.readouterr().out
-    assert "0, 1, 2, ...; torchvision's ImageFolder has 0, 1, 10, ..." in said and "ending .heic" in said
+    output = capsys.readouterr().out
+    assert "0, 1, 2, ...; torchvision's ImageFolder has 0, 1, 10, ..." in output and "ending .heic" in output
     (tmp_path / "x.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="x.zip is no split .* unpacked"):
         open_data(tmp_path / "x.zip", "foreign:network")
