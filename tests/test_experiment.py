@@ -23,11 +23,11 @@ def test_the_library_does_not_grow():
     assert sum(len(p.read_text().splitlines()) for p in modules) <= 12454
 
 
-def test_the_five_lines_of_the_readme_run(smoke):
+def test_the_seven_lines_of_the_readme_run(smoke):
     code = re.search(r"```python\n(.*?)```", (smoke / "README.md").read_text(), re.DOTALL)[1]
     code += "\nprint(tuple(reps.samples.shape), reps.jacobian_products.min().item() > 0)"
     done = run_in(smoke, "python", "-c", code)
-    assert done.returncode == 0 and "(10, 16, 16, 3) True" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "(10, 32, 32, 3) True" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_readme_is_one_screen(smoke):
