@@ -69,7 +69,7 @@ def linked(text: str, folder: Path, page: str) -> str:
         path = Path(os.path.normpath(folder / target))
         name = ADDRESS.get(path)
         if not name and path.is_file() and path.is_relative_to(HOME):
-            name = f"files/{path.relative_to(HOME)}"
+            name = f"files/{path.relative_to(HOME)}" + ".txt" * (path.suffix == ".md")  # no page of its own
             (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, SOURCE / name)
         if not name:

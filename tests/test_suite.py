@@ -220,7 +220,7 @@ def test_saved_parts_of_attacks_depend_on_answers(tmp_path):
         ("attacks", {"attacks": ["apgd_dlr_linf"]}, "apgd_dlr_linf works for 2 classes"),
         ("calibration", {"n_image": 5}, "'n_image' is no setting of calibration"),
         ("calibration", {"outside": ["x"]}, "a path for every name"),
-        ("backgrounds", {"folder": "x"}, "both settings"),
+        ("backgrounds", {"folder": "x"}, "'folder' is no setting of backgrounds"),
         ("shifts", {}, "imagenet_a"),
         ("shifts", {"real": "x"}, "a folder and a file"),
     ],
@@ -257,8 +257,8 @@ def test_a_folder_says_its_order_and_what_is_passed_over(tmp_path, capsys):
 
 
 def test_a_suite_with_settings_is_kept(capsys):
-    names = suites_for(two_classes(), list(SUITES), {"shifts": {"imagenet_a": "x"}, "backgrounds": {"masks": "x"}})
-    assert [name for name in SUITES if name not in names] == ["attribution"]
+    names = suites_for(two_classes(), list(SUITES), {"shifts": {"imagenet_a": "x"}})
+    assert [name for name in SUITES if name not in names] == ["attribution", "backgrounds"]
     assert "shifts (no settings); `--settings`" in (suites_for(two_classes(), list(SUITES)), capsys.readouterr().out)[1]
 
 

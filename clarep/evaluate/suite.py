@@ -315,10 +315,10 @@ def suites_for(
     "Which suites can be run; says which cannot."
     def lacks(name):
         own, needs = (settings or {}).get(name, {}), SUITES[name].needs
-        return bool(needs) and not (own if needs == "settings" else data.mask is not None or "masks" in own)
+        return bool(needs) and not (own if needs == "settings" else data.mask is not None)
     if lacking := [name for name in names if lacks(name)]:
-        print(f"left out: {', '.join(f'{n} (no {SUITES[n].needs})' for n in lacking)}; `--settings` may name folders "
-              "of shifts, and images with masks for backgrounds")
+        print(f"left out: {', '.join(f'{n} (no {SUITES[n].needs})' for n in lacking)}; `--settings` names the folders "
+              "of shifts, `--masks` a folder of masks")
     return [n for n in names if n not in lacking]
 
 # %% ../../nbs/evaluate/suite.ipynb #8cf3bb2c
