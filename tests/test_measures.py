@@ -90,11 +90,12 @@ def test_every_kind_of_teacher_classifies(tmp_path, kind):
     torch.testing.assert_close(model(x[1:2]), scores[1:2])
 
 
-def test_a_teacher_that_diverged_names_no_class():
+def test_a_teacher_that_diverged_is_refused():
     teacher = Teacher(build_unet(8, 3, [16, 32]), build_scheduler(), list("abc"))
     next(teacher.net.parameters()).data.fill_(math.nan)
     task = diffusion_tasks(teacher, list("abc"), {"clean": (torch.rand(4, 3, 8, 8), torch.zeros(4).long())}, 4)[0]
-    assert task.run().sum() == 0
+    with pytest.raises(DataError, match="is not finite, so it names no class"):
+        task.run()
 
 
 def test_one_class_only(tmp_path):
