@@ -96,7 +96,7 @@ active-env:
 	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
 
 # Of this repository's experiment; `make new` leaves out all that follows
-.PHONY: check-readme readme bench rho ladder stability generative recipes small findings
+.PHONY: check-readme readme bench rho ladder stability generative teacher-recipes small findings
 # Of `make ladder`
 GAINS ?= 0.35 0.6 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
@@ -134,7 +134,7 @@ stability: $(ENV)          ## does stage select choose the same with other threa
 generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
 	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
 
-recipes: $(ENV)            ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
+teacher-recipes: $(ENV)    ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)
 
 small: $(ENV)              ## the small teacher of the tour, into models/small; ten minutes

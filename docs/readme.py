@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from clarep.evaluate.statistics import interval
+from clarep.files import load_json
 from clarep.params import load_params
 from clarep.report.comparison import read_table
 
@@ -29,8 +31,28 @@ def headline_table(report: str) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
+def foundation() -> str:
+    """Gains over `ce` on mixed-rand with the teachers of preset `foundation`; intervals are over teachers."""
+    table = read_table(HOME / "docs/results/foundation.csv")
+    table = table[(table.stage == "student") & (table.metric == "acc_mixed_rand")]
+    wide = table.pivot(index=["teacher", "seed"], columns="name", values="value")
+    means = wide.sub(wide["ce"], axis=0).groupby("teacher").mean()
+    gains = ", ".join(
+        f"`{arm}` {signed(*interval(means[arm].to_numpy()))}"
+        for arm in ("cadistill", "cadistill-noise", "ce-matched", "ceiling")
+    )
+    return (
+        f"With {len(means)} teachers of [many, loosely tied images](nbs/findings/foundation.ipynb), gains over `ce` on "
+        f"mixed-rand: {gains}."
+    )
+
+
+def signed(mean: float, half: float) -> str:
+    return f"{mean:+.3f} ± {half:.3f}"
+
+
 def findings(report: str, results: pd.DataFrame) -> str:
-    """Three lines of numbers that the table does not show."""
+    """Lines of numbers that the table does not show."""
     table = report.split("| difference |")[1].split("\n\n")[0].splitlines()
     column = [cell.strip() for cell in table[0].split("|")].index("mixed-rand")
     rows = [re.match(r"\| `cadistill` minus (`.*?`) (\|.*)", line) for line in table]
@@ -40,6 +62,7 @@ def findings(report: str, results: pd.DataFrame) -> str:
     ends = ", ".join(f"`{arm}` {int(n)}" for arm, (n, _) in flat.iterrows())
     value = overall[overall.stage == "representation"].groupby(["arm", "metric"]).value.mean()
     bench = read_table(HOME / "bench/diffusion_classifier.csv")
+    select = load_json(HOME / "runs/select/metrics.json")
     generative = bench[bench.classifier.str.startswith("teacher")].set_index("set").value
 
     def retained(arm: str, suffix: str = "") -> str:
@@ -48,7 +71,9 @@ def findings(report: str, results: pd.DataFrame) -> str:
     return (
         f"- On mixed-rand, `cadistill` minus {against}.\n"
         f"- Trained until flat, of {flat['count'].iloc[0]} seeds each: {ends}.\n"
-        f"- Class and background that fixed probes read: CLARID {retained('clarid')}, random directions "
+        f"- {foundation()}\n"
+        f"- CLARID removes k = {select['k']} directions, a setting that {100 * select['same_setting']:.0f} % of "
+        f"bootstrap samples select. Class and background that fixed probes read: CLARID {retained('clarid')}, random directions "
         f"{retained('random')}, a low-pass (12 lowest frequencies removed) {retained('low_frequency, k = 12')}. "
         f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}. "
         f"In {100 * value['teacher', 'teacher_own_scene']:.0f} % of the teacher's guided samples a probe names the "

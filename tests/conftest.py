@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 from clarep.pipeline.new import commit_all, copy_project
 
@@ -59,6 +60,24 @@ def run_all(home: Path, *commands: tuple[str, ...]) -> None:
     for command in commands:
         done = run_in(home, *command)
         assert done.returncode == 0, (command, done.stdout[-3000:] + done.stderr[-3000:])
+
+
+def run_stages(home: Path, settings: tuple[str, ...], overrides: dict[str, dict], stages: list[str]) -> None:
+    """Stages with other settings than those that a command writes."""
+    run_all(home, settings)
+    params = (yaml := YAML()).load(home / "params.yaml")
+    for section, values in overrides.items():
+        params[section].update(values)
+    yaml.dump(params, home / "params.yaml")
+    run_all(home, ("python", "tests/one_process.py", *stages))
+
+
+def check_missing(home: Path, preset: str, words: list[str]) -> None:
+    """A preset whose files are not there says which, and the command that fetches them."""
+    run_all(home, ("python", "-m", "clarep.params", preset))
+    done = run_in(home, "dvc", "exp", "run", "teacher")
+    text = done.stdout + done.stderr
+    assert done.returncode != 0 and all(word in text for word in words), text[-2000:]
 
 
 def check_pipeline(home, kind: str, layers: tuple[str, ...], metrics: set[str], arms: set[str]) -> None:

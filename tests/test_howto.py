@@ -4,12 +4,9 @@ The settings and code of all of them are checked here; `make howto` runs them, i
 """
 
 import os
-import re
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +14,7 @@ import torch
 import yaml
 from conftest import HOME, copy_of_project, run_all, run_in
 from PIL import Image
+from recipes import RECIPES, append_cell
 from ruamel.yaml import YAML
 
 from clarep.diffusion.tiny_models import make_tiny_model
@@ -25,25 +23,6 @@ from clarep.images import to_unit
 from clarep.params import read_yaml
 
 AUTHOR = {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-BLOCK = re.compile(r"^```(bash|yaml|python)\n(?:# ([\w./]+\.(?:yaml|ipynb))\n)?(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-class Step(NamedTuple):
-    kind: str  # bash, yaml or python
-    file: str  # into which it goes; "" for commands
-    text: str
-
-
-def recipes() -> dict[str, list[Step]]:
-    """Heading: its blocks; what comes before the first recipe is under `start`."""
-    cells = nbformat.read(HOME / "nbs/howto.ipynb", 4).cells
-    assert all(cell.cell_type == "markdown" for cell in cells)
-    text = "## start\n" + "\n\n".join(cell.source for cell in cells[1:])
-    parts = dict(part.split("\n", 1) for part in re.split(r"^## ", text, flags=re.MULTILINE) if part)
-    return {title: [Step(*found) for found in BLOCK.findall(body)] for title, body in parts.items()}
-
-
-RECIPES = recipes()
 
 
 def merge(settings: dict, text: str) -> dict:
@@ -110,9 +89,7 @@ def follow(home: Path, title: str) -> str:
             settings = YAML().load(file := home / step.file)
             YAML().dump(merge(settings, step.text), file)
         else:
-            notebook = nbformat.read(home / step.file, 4)
-            notebook.cells.append(nbformat.v4.new_code_cell(step.text.strip()))
-            nbformat.write(notebook, home / step.file)
+            append_cell(home, step)
     return output
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import copy_of_project, run_in
+from conftest import copy_of_project, run_stages
 from PIL import Image
-from ruamel.yaml import YAML
 
 from clarep.classifiers.networks import build_student, save_student
 from clarep.digits import VARIANTS, drawn_shapes, photo, place, random_crop, tiles
@@ -59,25 +58,14 @@ def write_pictures(folder, n: int, kind: str, scenes: bool = True, side: int = 4
         (folder / "pictures" / name).write_text("not an image")
 
 
-def run_stages(home, overrides: dict, stages: list[str]) -> None:
-    """The smoke preset with other settings, up to the last of some stages."""
-    yaml = YAML()
-    assert run_in(home, "python", "-m", "clarep.params", "smoke").returncode == 0
-    settings = yaml.load(home / "params.yaml")
-    for section, values in overrides.items():
-        settings[section].update(values)
-    yaml.dump(settings, home / "params.yaml")
-    done = run_in(home, "python", "tests/one_process.py", *stages)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The whole pipeline on photographs with a folder of masks, one of which is missing."""
     home = copy_of_project(tmp_path_factory.mktemp("masks"))
     write_pictures(home, 40, "folder")
     (home / "masks/moth/part1/03.png").unlink()
-    run_stages(home, OVERRIDES | {"data": OVERRIDES["data"] | {"masks": "masks"}}, STAGES)
+    overrides = OVERRIDES | {"data": OVERRIDES["data"] | {"masks": "masks"}}
+    run_stages(home, ("python", "-m", "clarep.params", "smoke"), overrides, STAGES)
     return home
 
 
@@ -119,7 +107,7 @@ def walls(tmp_path_factory):
     write_pictures(home, 40, "alpha", scenes=False)
     less = {"data": OVERRIDES["data"] | {"masks": "alpha"}, "suite": {"suites": []}}
     less |= {"probes": {"n": 1, "epochs": 20}, "compare": {"seeds": [0], "arms": ["ce", "cadistill"]}}
-    run_stages(home, OVERRIDES | less, STAGES)
+    run_stages(home, ("python", "-m", "clarep.params", "smoke"), OVERRIDES | less, STAGES)
     return home
 
 

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HOME, run_in
+from conftest import HOME, run_stages
 from PIL import Image
-from ruamel.yaml import YAML
 
 from clarep.pipeline.new import new_project
 from clarep.pipeline.stage import STAGES
@@ -53,7 +52,7 @@ def a_shape(label: int, rng: np.random.Generator) -> Image.Image:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The whole pipeline on a new image folder: seven classes, one of them rarer, and one broken file."""
-    home, yaml, rng = (folder := tmp_path_factory.mktemp("other")) / "shapes", YAML(), np.random.default_rng(0)
+    home, rng = (folder := tmp_path_factory.mktemp("other")) / "shapes", np.random.default_rng(0)
     pictures = folder / "pictures"
     for split, n in (("train", 48), ("test", 14)):
         for label, name in enumerate(COLOURS):
@@ -63,13 +62,7 @@ def project(tmp_path_factory):
     broken = pictures / "train/red disc/03.png"
     broken.write_bytes(broken.read_bytes()[:60])
     new_project(HOME, home, "shapes", "Shapes", pictures, "train")
-    assert run_in(home, "python", "-m", "shapes.params", "own", "smoke").returncode == 0
-    settings = yaml.load(home / "params.yaml")
-    for section, values in OVERRIDES.items():
-        settings[section].update(values)
-    yaml.dump(settings, home / "params.yaml")
-    done = run_in(home, "python", "tests/one_process.py", *STAGES)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_stages(home, ("python", "-m", "shapes.params", "own", "smoke"), OVERRIDES, STAGES)
     assert "red disc/03.png" in (home / "data/prepared/data.ipynb").read_text()
     return home
 
