@@ -79,8 +79,9 @@ def findings(report: str, results: pd.DataFrame) -> str:
         f"a low-pass (12 directions: 4 waves of 3 colours) {retained('low_frequency, k = 12')}. "
         f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}. "
         f"In {100 * value['teacher', 'teacher_own_scene']:.0f} % of guided samples from noise a probe names the "
-        "scene that belongs to the class. The teacher [as a classifier](nbs/benchmarks/diffusion_classifier.ipynb) is right "
-        f"in {generative['clean']:.2f} of clean images, {generative['mixed_rand']:.2f} of mixed-rand.\n"
+        "scene that belongs to the class. The teacher "
+        "[as a classifier](nbs/benchmarks/diffusion_classifier.ipynb) is right in "
+        f"{generative['clean']:.2f} of clean images, {generative['mixed_rand']:.2f} of mixed-rand.\n"
     )
 
 
