@@ -124,7 +124,7 @@ def diffusion_tasks(
     n_draws: int = 32,
     seed: int = 0,
     folder: str | Path | None = None, # of the answers, see `cached`; None: not saved
-    *key,                   # what else they depend on: a name for the teacher
+    key: str = "",          # what else they depend on: a name for the teacher
 ) -> list[Task]:
     "Accuracy of the diffusion classifier on every set, `acc_NAME`, and its evaluations per image."
     if list(class_names) != teacher.class_names:
@@ -134,7 +134,7 @@ def diffusion_tasks(
     def right(name, x, labels):
         x = x() if callable(x) else x
         return cached(folder, name, lambda: (predict(model, x, 50) == labels).double(), digest(x, labels), n_draws, seed,
-                      *key)
+                      key)
     def accuracy_task(name, x, labels):
         return Task(f"acc_{name}", lambda: right(name, x, labels), labels, len(labels) * model.evaluations)
     cost = Task("evaluations_per_image", lambda: {"evaluations_per_image": float(model.evaluations)})
@@ -149,7 +149,7 @@ def teacher_tasks(
     n_draws: int = 32,
     seed: int = 0,
     folder: str | Path | None = None, # of the teacher's answers, see `diffusion_tasks`
-    *key,
+    key: str = "",
 ) -> list[Task]:
     "`acc_teacher_SET` and `acc_student_SET` on the same images, `acc_teacher_pgd20_linf_RADIUS` and so on."
     if teacher.image_size != classifier.image_size:
@@ -168,7 +168,7 @@ def teacher_tasks(
     def student(x, labels):
         return (predict(classifier.model, x() if callable(x) else x) == labels).double()
     teacher_sets = {f"teacher_{name}": pair for name, pair in pairs.items()}
-    return [*diffusion_tasks(teacher, clean.class_names, teacher_sets, n_draws, seed, folder, *key),
+    return [*diffusion_tasks(teacher, clean.class_names, teacher_sets, n_draws, seed, folder, key),
             *(Task(f"acc_student_{name}", lambda p=pair: student(*p), pair[1], len(pair[1]))
               for name, pair in pairs.items())]
 
