@@ -133,8 +133,9 @@ def diffusion_tasks(
     model = DiffusionClassifier(teacher, n_draws, seed=seed)
     def right(name, x, labels):
         x = x() if callable(x) else x
-        return cached(folder, name, lambda: (predict(model, x, 50) == labels).double(), digest(x, labels), n_draws, seed,
-                      key)
+        def answers():
+            return (predict(model, x, 50) == labels).double()
+        return cached(folder, name, answers, digest(x, labels), n_draws, seed, key)
     def accuracy_task(name, x, labels):
         return Task(f"acc_{name}", lambda: right(name, x, labels), labels, len(labels) * model.evaluations)
     cost = Task("evaluations_per_image", lambda: {"evaluations_per_image": float(model.evaluations)})

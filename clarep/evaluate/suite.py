@@ -308,13 +308,14 @@ def beside_teacher(classifier: Classifier, data: Images, settings: dict, cache: 
     "`teacher_tasks`; settings: `teacher` is a diffusion model, `mixed_rand` other images, as `open_data` takes them."
     own, n = {k: v for k, v in settings.items() if k != "n_images"}, settings.get("n_images", 200)
     if not (path := own.pop("teacher", None)):
-        raise DataError("the suite teacher has no teacher; give the folder of a diffusion model as its setting `teacher`")
+        raise DataError("the suite teacher has no teacher; its setting `teacher` names the folder of a diffusion model")
     sets = {"clean": data}
     if other := own.pop("mixed_rand", None):
         sets["mixed_rand"] = open_data(other, "", classifier.image_size, n)
         check_classifier(classifier, sets["mixed_rand"])
     sets = {name: class_balanced(images, n) for name, images in sets.items()}
-    return teacher_tasks(classifier, load_teacher(path, classifier.device), sets, folder=cache, key=contents(path), **own)
+    teacher = load_teacher(path, classifier.device)
+    return teacher_tasks(classifier, teacher, sets, folder=cache, key=contents(path), **own)
 
 # %% ../../nbs/evaluate/suite.ipynb #cd83d9aa
 def calibration_figures(classifier: Classifier, data: Images, table: pd.DataFrame) -> dict[str, Figure]:
