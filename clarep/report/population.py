@@ -114,7 +114,8 @@ def contrast(
 
 # %% ../../nbs/report/04_population.ipynb #93907712
 HELD = ("t_e", "layer", "k", "guidance_scale", "feature_layer", "t_f")
-FREE = ("common.seed", "common.device", "compare.seeds", "select.", "directions.", *(f"clareps.{h}" for h in HELD))
+FREE = ("common.seed", "common.device", "compare.seeds", "select.", "directions.", "suite.",
+        *(f"clareps.{h}" for h in HELD))
 STEP = 100 # between the seeds of two teachers
 
 
@@ -128,13 +129,14 @@ def teacher_settings(
     params: Params,
     choice: dict,   # `choice.json` of stage `select`
 ) -> list[str]:     # `key=value`, for `dvc exp run -S`
-    "Another teacher with the same hyperparameters; their sweep and pictures of directions are not made again."
+    "Another teacher with the same hyperparameters; without their sweep, pictures of directions, and suites."
     h, shift = held(params.clareps.model_dump(), choice), STEP * number
     settings = {f"clareps.{name}": value for name, value in h.items()}
     settings |= {"common.seed": params.common.seed + shift, "compare.seeds": [s + shift for s in params.compare.seeds]}
     settings |= {"select.timesteps": [h["t_e"]], "select.layers": [h["layer"]], "select.num_directions": [h["k"]],
                  "select.guidance_scales": [h["guidance_scale"]], "select.feature_timesteps": [h["t_f"]],
-                 "directions.n_per_class": 2, "directions.n_traversals": 1}
+                 "directions.n_per_class": 2, "directions.n_traversals": 1,
+                 "suite.seeds": [s + shift for s in params.suite.seeds], "suite.suites": []}
     return [f"{key}={value}".replace(", ", ",").replace("'", "") for key, value in settings.items()]
 
 # %% ../../nbs/report/04_population.ipynb #c0cd6c6f
