@@ -221,6 +221,11 @@ def test_saved_parts_of_attacks_depend_on_answers(tmp_path):
         ("calibration", {"n_image": 5}, "'n_image' is no setting of calibration"),
         ("calibration", {"outside": ["x"]}, "a path for every name"),
         ("backgrounds", {"folder": "x"}, "'folder' is no setting of backgrounds"),
+        ("attacks", {"n_images_of": {"pgd": 5}}, "takes a whole number above 0 for names of attacks"),
+        ("attacks", {"n_images_of": {"cw_l2": 0}}, "above 0 for names of attacks"),
+        ("teacher", {}, "its setting `teacher` names the folder"),
+        ("teacher", {"teacher": str(HOME / "models/small"), "mixed_rand": "none"}, "none is not there"),
+        ("teacher", {"teacher": str(HOME / "models/small")}, "takes images of 32 pixels, pair takes 16"),
         ("shifts", {}, "imagenet_a"),
         ("shifts", {"real": "x"}, "a folder and a file"),
     ],
@@ -258,7 +263,7 @@ def test_a_folder_says_its_order_and_what_is_passed_over(tmp_path, capsys):
 
 def test_a_suite_with_settings_is_kept(capsys):
     names = suites_for(two_classes(), list(SUITES), {"shifts": {"imagenet_a": "x"}})
-    assert [name for name in SUITES if name not in names] == ["attribution", "backgrounds"]
+    assert [name for name in SUITES if name not in names] == ["attribution", "backgrounds", "teacher"]
     assert "shifts (no settings); `--settings`" in (suites_for(two_classes(), list(SUITES)), capsys.readouterr().out)[1]
 
 

@@ -245,6 +245,7 @@ def attack_tasks(
     radii_linf: list[float] = (0.5, 1, 2, 4, 8), # in 8-bit grey levels
     radii_l2: list[float] = (0.25, 0.5, 1),      # for images in [0, 1]
     n_images: int = 200,                # at most; classes take turns
+    n_images_of: dict[str, int] | None = None, # attack: instead of `n_images`
     masking_radius: float = 8,          # in 8-bit grey levels
     seed: int = 0,
     transfer: Classifier | None = None, # another one, for the checks
@@ -259,17 +260,19 @@ def attack_tasks(
     check_gradient(classifier, data)
     images = class_balanced(data, n_images)
     n, labels, x = len(images), images.labels, to_unit(images.images)
+    subsets = {name: class_balanced(data, (n_images_of or {}).get(name, n_images)) for name in names}
     tasks = [Task("acc_unattacked", lambda: (predict(classifier.model, x) == labels).double(), labels, n)]
-    for name in [a for a in names if a != "cw_l2"]:
+    for name, own in [item for item in subsets.items() if item[0] != "cw_l2"]:
         for radius in radii_linf if ATTACKS[name].norm == "linf" else radii_l2:
             metric = f"acc_{name}_{radius:g}"
-            run = partial(survivors, ATTACKS[name], classifier, images, radius, seed, cache, metric)
-            tasks.append(Task(metric, run, labels, n * ATTACKS[name].evaluations))
-    def lengths():
-        return cached(cache, "cw_l2", partial(smallest_l2, classifier, images), answers_digest(classifier, images))
-    if "cw_l2" in names:
-        tasks += [Task(f"acc_cw_l2_{r:g}", lambda r=r: (lengths() > r).double(), labels, n * 9 * 500 * (i == 0) + 1)
-                  for i, r in enumerate(radii_l2)]
+            run = partial(survivors, ATTACKS[name], classifier, own, radius, seed, cache, metric)
+            tasks.append(Task(metric, run, own.labels, len(own) * ATTACKS[name].evaluations))
+    if subset := subsets.get("cw_l2"):
+        def lengths():
+            key = answers_digest(classifier, subset)
+            return cached(cache, "cw_l2", partial(smallest_l2, classifier, subset), key)
+        tasks += [Task(f"acc_cw_l2_{r:g}", lambda r=r: (lengths() > r).double(), subset.labels,
+                       len(subset) * 9 * 500 * (i == 0) + 1) for i, r in enumerate(radii_l2)]
     masking = partial(masking_metrics, classifier, images, masking_radius, seed, transfer)
     return [*tasks, Task("masking", masking, evaluations=200 * n)]
 
@@ -288,9 +291,11 @@ def attack_curves(table: pd.DataFrame, title: str) -> Figure: # table: of `run_t
     for ax, norm in zip(axes.flat, norms):
         for i, (attack, part) in enumerate(rows[rows.norm == norm].groupby("attack", sort=False)):
             part = part.assign(radius=part.radius.astype(float)).sort_values("radius")
-            radius, value, low, high = ([start, *part[c]] for c, start in (
+            n, same = part.images.max(), bool((part.images == clean.images).all())
+            radius, value, low, high = ([start, *part[c]][not same:] for c, start in (
                 ("radius", 0), ("value", clean.value), ("low", clean.low), ("high", clean.high)))
-            ax.plot(radius, value, "osD^vP"[i % 6] + "-", color=COLORS[i % 6], ms=4, label=attack.replace("_", " "))
+            label = attack.replace("_", " ") + ("" if same else f" ({n} images)")
+            ax.plot(radius, value, "osD^vP"[i % 6] + "-", color=COLORS[i % 6], ms=4, label=label)
             ax.fill_between(radius, low, high, color=COLORS[i % 6], alpha=0.12, lw=0)
         ax.set_xlabel("radius, max norm (1/255)" if norm == "linf" else "radius, Euclidean norm"), ax.set_ylim(0, 1)
         ax.legend(frameon=False, fontsize=8)

@@ -7,9 +7,9 @@ __all__ = ['JACOBIANS', 'WITHOUT_IMAGES', 'COUNTS', 'MEASURE', 'DECIMALS', 'nois
            'product_tflop', 'units', 'search', 'expected_choice', 'resolve', 'n_classes', 'n_facts', 'n_sets',
            'round_trip', 'probe_work', 'select_work', 'n_clareps', 'clareps_work', 'representation_work',
            'training_work', 'auxiliary_work', 'student_work', 'tune_work', 'teacher_work', 'directions_work',
-           'stage_runs', 'work', 'Bench', 'mean_seconds', 'evaluation_cost', 'direction_cost', 'student_step_cost',
-           'attack_step_cost', 'start_cost', 'estimate', 'estimate_table', 'measured_seconds', 'planned_work',
-           'stored_choice', 'main']
+           'stage_runs', 'suite_work', 'work', 'Bench', 'mean_seconds', 'evaluation_cost', 'direction_cost',
+           'student_step_cost', 'attack_step_cost', 'start_cost', 'estimate', 'estimate_table', 'measured_seconds',
+           'planned_work', 'stored_choice', 'main']
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #90109235
 import math
@@ -38,7 +38,11 @@ from ..diffusion.models import Teacher
 from ..diffusion.ode import evaluations, inversion_evaluations
 from ..diffusion.schedule import Solver
 from ..digits import DIGITS
+from ..evaluate.diffusion_classifier import evaluations_per_image, halving
+from ..evaluate.suite import PRESETS, SUITES, check_settings
+from ..evaluate.tasks import Classifier
 from ..files import load_json, project_root, resolve_device
+from ..images import Images
 from ..params import EMBEDDED, Params, load_params
 from ..report.comparison import markdown_table
 from .stage import ARM_STAGES, STAGES, out_folder, untrained_teacher
@@ -229,6 +233,24 @@ def stage_runs(p: Params, stage: str) -> list[tuple]: # (), (arm,) or (arm, seed
     values = {"arm": p.compare.arms, "seed": (p.suite if stage == "suite" else p.compare).seeds}
     return [*product(*(values[name] for name in ARM_STAGES.get(stage, ())))]
 
+# %% ../../nbs/pipeline/02_estimate.ipynb #c963b311
+def suite_work(p: Params) -> Counter:
+    "The tasks of all students; raises `DataError` for a suite that there is not."
+    check_settings(dict.fromkeys(p.suite.suites, {}))
+    n, size, c, masked = p.data.n_test, p.data.size, n_classes(p), n_facts(p) == 2
+    pixels, students = torch.zeros(n, size, size, 3, dtype=torch.uint8), len(stage_runs(p, "suite"))
+    data = Images(pixels, torch.arange(n) % c, [str(i) for i in range(c)], pixels[..., 0] if masked else None)
+    student = Classifier("student", build_student("small-cnn", c, 4, size).eval(), data.class_names, size)
+    settings = {name: PRESETS[p.suite.preset].get(name, {}) for name in p.suite.suites}
+    tasks = [task for name, own in settings.items() if SUITES[name].needs in ["", *["masks"] * masked]
+             for task in SUITES[name].tasks(student, data, own, Path())]
+    steps = units(students * sum(task.evaluations for task in tasks), "attack step")
+    if "teacher" not in settings:
+        return steps
+    own = {"n_images": 200, "n_draws": 32} | settings["teacher"]
+    per_image = evaluations_per_image(c, halving(c, own["n_draws"]))
+    return steps + units((students + 1 + masked) * min(own["n_images"], n) * per_image, "evaluation")
+
 # %% ../../nbs/pipeline/02_estimate.ipynb #83351a22
 def work(p: Params, choice: dict, teacher: Teacher) -> dict[str, Counter]:
     "What every stage does, all arms and seeds together; `choice` is that of stage `select`, or the expected one."
@@ -242,7 +264,7 @@ def work(p: Params, choice: dict, teacher: Teacher) -> dict[str, Counter]:
         "representation": representation_work(p, h), "directions": directions_work(p, h),
         "auxiliary": sum((auxiliary_work(p, h, arm) for arm in arms), Counter()),
         "tune": sum((tune_work(p, arm) for arm in arms), Counter()),
-        "student": sum((student_work(p, arm, *tests) for arm in arms), Counter())}
+        "student": sum((student_work(p, arm, *tests) for arm in arms), Counter()), "suite": suite_work(p)}
     return {s: works.get(s, Counter()) + units(len(stage_runs(p, s)), "start") for s in STAGES}
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #c3a42fe5

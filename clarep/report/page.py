@@ -6,7 +6,7 @@
 __all__ = ['Spread', 'SETS', 'RETAINED', 'PICTURES', 'SUITE_METRICS', 'representation_rows', 'load_measurements', 'long_table',
            'image_spread', 'method_differences', 'best_of', 'method_label', 'method_cell', 'methods_table',
            'class_table', 'page_text', 'student_line', 'clarid_lines', 'gaps', 'ceiling_table', 'experiment_title',
-           'student_fields', 'promise_text', 'clarid_fields', 'to_page', 'copy_picture', 'read_histories',
+           'student_fields', 'promise_text', 'clarid_fields', 'to_page', 'copy_picture', 'read_histories', 'suite_rows',
            'suite_section', 'write_report']
 
 # %% ../../nbs/report/02_page.ipynb #ab370883
@@ -384,19 +384,10 @@ def read_histories(
 SUITE_METRICS = r"acc_apgd_ce_linf_\S+|mce_raw|(ig|gradcam)_inside|mask_area|ece|auroc_softmax_\S+"
 
 
-def suite_section(
-    runs: Path,      # the folder of all stages
-    arms: list[str],
-    seeds: list[int],
-) -> str:            # Markdown, "" where the suite has not been run
-    "The headline numbers of the suite, a row per arm."
-    files = [file for arm in arms for s in seeds if (file := runs / f"suite/{arm}-{s}/profile/suite.csv").is_file()]
-    if not files:
-        return ""
-    table = pd.concat(map(read_table, files))
-    table = table[(table["class"] == "all") & table.metric.str.fullmatch(SUITE_METRICS)]
+def suite_rows(table: pd.DataFrame) -> str: # table: columns arm, metric, value, low, high; Markdown
+    "A row per arm, a column per metric: mean over seeds, or where all are equal the value over images."
     def cell(rows):
-        if len(rows) > 1:
+        if rows.value.nunique() > 1:
             return plus_minus(*interval(rows.value.to_numpy()))
         low, high = pd.to_numeric(rows[["low", "high"]].iloc[0])
         return f"{rows.value.iloc[0]:.3f}" + ("" if np.isnan(low) else f" ({low:.2f} to {high:.2f})")
@@ -404,7 +395,31 @@ def suite_section(
     lines = [[f"`{arm}`", *(cell(table[(table.arm == arm) & (table.metric == m)]) for m in metrics)]
              for arm in dict.fromkeys(table.arm)]
     heads = ["arm", *(m.replace("_", " ").replace("acc apgd ce linf ", "APGD-CE ") for m in metrics)]
-    return f"## Attacks, corruptions, where it looks\n\n{markdown_table(heads, lines)}\n\n{page_text('suite')}"
+    return markdown_table(heads, lines)
+
+
+def suite_section(
+    runs: Path,      # the folder of all stages
+    arms: list[str],
+    seeds: list[int],
+) -> str:            # Markdown, "" where the suite has not been run
+    "The headline numbers of the suite, a row per arm, and those of the teacher beside them."
+    files = [file for arm in arms for s in seeds if (file := runs / f"suite/{arm}-{s}/profile/suite.csv").is_file()]
+    if not files:
+        return ""
+    table = pd.concat(map(read_table, files), ignore_index=True)
+    table = table[table["class"] == "all"]
+    section, headline = "", table[table.metric.str.fullmatch(SUITE_METRICS)]
+    if len(headline):
+        section = f"## Attacks, corruptions, where it looks\n\n{suite_rows(headline)}\n\n{page_text('suite')}\n\n"
+    names = table.metric.str.extract(r"^acc_(teacher|student)_(\w+)$")
+    beside = table.assign(metric=names[1], arm=table.arm.where(names[0] == "student", "teacher"))
+    beside = beside.dropna(subset="metric")
+    if len(beside):
+        evaluations = table[table.metric == "evaluations_per_image"].value.iloc[0]
+        text = page_text("suite_teacher").format(images=beside.images.iloc[0], evaluations=evaluations)
+        section += f"## The teacher as a classifier\n\n{suite_rows(beside)}\n\n{text}"
+    return section.strip()
 
 # %% ../../nbs/report/02_page.ipynb #b1939068
 def write_report(
