@@ -1245,6 +1245,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'clarep/pipeline/estimate.py'),
                                           'clarep.pipeline.estimate.units': ('pipeline/estimate.html#units', 'clarep/pipeline/estimate.py'),
                                           'clarep.pipeline.estimate.work': ('pipeline/estimate.html#work', 'clarep/pipeline/estimate.py')},
+            'clarep.pipeline.live': {'clarep.pipeline.live.live_curves': ('pipeline/live.html#live_curves', 'clarep/pipeline/live.py')},
             'clarep.pipeline.new': { 'clarep.pipeline.new._quoted': ('pipeline/new.html#_quoted', 'clarep/pipeline/new.py'),
                                      'clarep.pipeline.new._shorter_side': ('pipeline/new.html#_shorter_side', 'clarep/pipeline/new.py'),
                                      'clarep.pipeline.new.answers': ('pipeline/new.html#answers', 'clarep/pipeline/new.py'),
