@@ -41,7 +41,7 @@ from ..digits import DIGITS
 from ..files import load_json, project_root, resolve_device
 from ..params import EMBEDDED, Params, load_params
 from ..report.comparison import markdown_table
-from .stage import ARM_STAGES, STAGES, out_folder, untrained_teacher
+from .stage import ARM_STAGES, STAGES, out_folder, recorded_seconds, untrained_teacher
 
 # %% ../../nbs/pipeline/02_estimate.ipynb #b8d1c217
 def noise(teacher: Teacher, n: int) -> tuple[torch.Tensor, torch.Tensor]: # latents `n c h w`, conditions `n`
@@ -350,9 +350,8 @@ def measured_seconds(
     "What each stage took in its last run, all arms and seeds together; without stages of which a run is missing."
     rows = {}
     for stage in STAGES:
-        files = [Path(home) / out_folder(stage, *run) / "cost.json" for run in stage_runs(p, stage)]
-        seconds = [load_json(file).get("stage_seconds") for file in files if file.is_file()]
-        if len(seconds) == len(files) and None not in seconds:
+        seconds = [recorded_seconds(Path(home) / out_folder(stage, *run)) for run in stage_runs(p, stage)]
+        if None not in seconds:
             rows[stage] = {"runs": len(seconds), "seconds": sum(seconds)}
     return pd.DataFrame(rows, index=["runs", "seconds"]).T
 

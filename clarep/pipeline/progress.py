@@ -10,8 +10,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from ..files import load_json, save_json
-from .stage import STAGES, out_folder
+from ..files import save_json
+from .stage import STAGES, out_folder, recorded_seconds
 
 # %% ../../nbs/pipeline/06_progress.ipynb #cf2c172a
 def stages_to_run(
@@ -28,13 +28,12 @@ def plan(
     names: list[str], # of `stages_to_run`
     home: Path,
 ) -> list[dict]:
-    "Each stage with its expected `seconds`, whether they are `rough`, and the file `cost` of what it will have taken."
+    "Each stage with its `folder`, its expected `seconds`, and whether these are `rough`."
     rows = []
     for name in names:
         stage, _, run = name.partition("@")
-        cost = out_folder(stage, run or None) / "cost.json"
-        seconds = load_json(home / cost).get("stage_seconds") if (home / cost).is_file() else None
-        rows.append({"name": name, "cost": str(cost), "seconds": seconds, "rough": seconds is None})
+        seconds = recorded_seconds(home / (folder := out_folder(stage, run or None)))
+        rows.append({"name": name, "folder": str(folder), "seconds": seconds, "rough": seconds is None})
     if any(row["rough"] for row in rows):
         from clarep.params import load_params # imported here, with the next: they take seconds
         from clarep.pipeline.estimate import expected_choice, rough_seconds, stored_choice

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'STAGES', 'ARM_STAGES', 'HARMLESS', 'PLAN', 'preflight', 'out_folder', 'strip', 'scrub', 'untrained_teacher',
-           'teacher_info', 'check_parameters', 'StageFailed', 'execute', 'record_seconds', 'link_inputs', 'run_stage',
-           'time_left', 'run_name', 'exit_on_error', 'main']
+           'teacher_info', 'check_parameters', 'StageFailed', 'execute', 'record_seconds', 'recorded_seconds',
+           'time_left', 'link_inputs', 'run_stage', 'exit_on_error', 'main']
 
 # %% ../../nbs/pipeline/01_stage.ipynb #510b426f
 import argparse
@@ -183,6 +183,39 @@ def record_seconds(
     file = Path(folder) / "cost.json"
     save_json(file, {**(load_json(file) if file.is_file() else {}), "stage_seconds": seconds})
 
+
+def recorded_seconds(folder: str | Path) -> float | None:
+    "What `record_seconds` has written there; None where it has not."
+    from clarep.files import load_json
+    file = Path(folder) / "cost.json"
+    return load_json(file).get("stage_seconds") if file.is_file() else None
+
+# %% ../../nbs/pipeline/01_stage.ipynb #d5177590
+PLAN = "CLAREP_PLAN" # variable with the file of the plan
+
+
+def time_left(
+    plan: Path, # file of `clarep.pipeline.progress`
+    name: str,  # of the run that starts, such as `student@ce-1`
+    home: Path, # of the project
+) -> str | None:
+    "How many stages of the plan are still to run, and how long they will take, roughly; None outside a plan."
+    from clarep.files import load_json
+    rows = load_json(plan) if plan.is_file() else []
+    i = next((i for i, row in enumerate(rows) if row["name"] == name), None)
+    if i is None:
+        return None
+    ended = [row | {"took": took} for row in rows[:i] if (took := recorded_seconds(home / row["folder"]))]
+    def pace(row):
+        same = [other for other in ended if other["name"].partition("@")[0] == row["name"].partition("@")[0]]
+        peers = same or [other for other in ended if other["rough"] == row["rough"]]
+        prior = 1e-9 if same else 0.02 * sum(other["seconds"] for other in rows)
+        return (sum(o["took"] for o in peers) + prior) / (sum(o["seconds"] for o in peers) + prior)
+    seconds = sum(row["seconds"] * pace(row) for row in rows[i:])
+    amount = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    amount = amount if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+    return f"{name}: {len(rows) - i} of {len(rows)} stages to run, about {amount} left"
+
 # %% ../../nbs/pipeline/01_stage.ipynb #8fb41513
 def link_inputs(home: Path, p) -> None: # p: `Params`
     "In a copy by `dvc exp run`, which lies below the project, link what relative paths of the settings lead to there."
@@ -204,13 +237,15 @@ def run_stage(
     from clarep.files import atomic_write, project_root
     from clarep.params import load_params, stage_settings
     home, start = project_root(), time.perf_counter()
+    name = "@".join(filter(None, [stage, "-".join(str(part) for part in (arm, seed) if part is not None)])) # as in DVC
+    if line := time_left(home / os.environ.get(PLAN, ""), name, home):
+        print(line, flush=True)
     link_inputs(home, params := load_params(home / "params.yaml"))
     settings = stage_settings(stage, params)
     if settings.get("size", 0) is None:
         settings["size"] = teacher_info(params).image_size
     settings |= {name: value for name, value in (("arm", arm), ("seed", seed)) if value is not None}
     source, target = home / "nbs" / "stages" / f"{stage}.ipynb", out_folder(stage, arm, seed)
-    name = "-".join(str(s) for s in (stage, arm, seed) if s is not None)
     executed = home / ".scratch" / "executed" / f"{name}.ipynb"
     with atomic_write(home / target) as part:
         part.mkdir(parents=True)
@@ -230,41 +265,7 @@ def _relocated(notebook, old: str, new: str):
         cell.source = cell.source.replace(old, new)
     return notebook
 
-# %% ../../nbs/pipeline/01_stage.ipynb #d5177590
-PLAN = "CLAREP_PLAN" # variable with the file of the plan
-
-
-def time_left(
-    plan: Path, # file of `clarep.pipeline.progress`
-    name: str,  # of the run that starts, such as `student@ce-1`
-) -> str | None:
-    "How many stages of the plan are still to run, and how long they will take, roughly; None outside a plan."
-    from clarep.files import load_json
-    rows = load_json(plan) if plan.is_file() else []
-    i = next((i for i, row in enumerate(rows) if row["name"] == name), None)
-    if i is None:
-        return None
-    ended = [row | {"took": load_json(row["cost"])["stage_seconds"]} for row in rows[:i] if Path(row["cost"]).is_file()]
-    def pace(row):
-        same = [other for other in ended if other["name"].partition("@")[0] == row["name"].partition("@")[0]]
-        peers = same or [other for other in ended if other["rough"] == row["rough"]]
-        prior = 1e-9 if same else 0.02 * sum(other["seconds"] for other in rows)
-        return (sum(o["took"] for o in peers) + prior) / (sum(o["seconds"] for o in peers) + prior)
-    seconds = sum(row["seconds"] * pace(row) for row in rows[i:])
-    amount = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    amount = amount if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
-    return f"{name}: {len(rows) - i} of {len(rows)} stages to run, about {amount} left"
-
 # %% ../../nbs/pipeline/01_stage.ipynb #28ced4e9
-def run_name(
-    stage: str,
-    arm: str | None = None,
-    seed: int | None = None,
-) -> str:
-    "What DVC calls the run of a stage, such as `student@ce-1`."
-    return "@".join(filter(None, [stage, "-".join(str(part) for part in (arm, seed) if part is not None)]))
-
-
 def exit_on_error(what: str, run, *args) -> None: # runs a command of the pipeline
     "Call a function; leave with one message when an input, a setting or a cell is to blame."
     preflight()
@@ -284,8 +285,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="instead of common.seed")
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace") # a terminal may lack the letters of a class's name
-    if line := time_left(Path(os.environ.get(PLAN, "")), run_name(args.stage, args.arm, args.seed)):
-        print(line, flush=True)
     exit_on_error(f"stage {args.stage}", run_stage, args.stage, args.arm, args.seed)
 
 # %% ../../nbs/pipeline/01_stage.ipynb #8b79a23d
