@@ -80,7 +80,7 @@ def cka(
 # %% ../../nbs/cadistill/01_losses.ipynb #220d3d07
 @dataclass(frozen=True)
 class CaDistillLoss:
-    "The weighted terms that CaDistill adds to cross-entropy (arXiv 2506.09955, Eq. 6; their formulas are ours)."
+    "The weighted terms that CaDistill adds to cross-entropy (the sum: arXiv 2506.09955, Eq. 6; each term's formula is ours)."
     temperature: float
     a_align: float
     a_cano: float

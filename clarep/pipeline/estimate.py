@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..cadistill.arms import ARMS
 from ..cadistill.tune import draw_settings, fix_settings
 from ..clarid.identify import sensitive_directions
-from ..clarid.jacobian import twice_differentiable
+from ..clarid.jacobian import ConstantWeights, twice_differentiable
 from ..clarid.store import Hyperparameters
 from ..classifiers.networks import build_student
 from ..classifiers.train import CrossEntropy, Run, TrainOptions, gradient_step
@@ -66,7 +66,7 @@ def evaluation_tflop(teacher: Teacher) -> float:
 def product_tflop(teacher: Teacher, layer: str) -> float:
     "10^12 operations of a product with a layer's Jacobian, mean of VJP and JVP; the teacher is on `meta`."
     x, c = noise(teacher, 1)
-    with twice_differentiable():
+    with twice_differentiable(), ConstantWeights():
         y = teacher.features(x.requires_grad_(), 1, c, layer)
         u, pulled = torch.ones_like(y, requires_grad=True), []
         vjp = count_tflop(lambda: pulled.append(torch.autograd.grad(y, x, u, create_graph=True)[0]))
