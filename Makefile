@@ -25,7 +25,9 @@ endif
 
 repro: $(ENV)              ## run what is out of date, from data to the report
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # DVC refuses a folder without git
-	dvc repro
+	dvc repro -q prepare
+	-@python -m clarep.pipeline.progress
+	CLAREP_PLAN=.scratch/plan.json dvc repro
 	@echo "The report: runs/report/index.html (Markdown: runs/report/report.md). Numbers that lead to their notebooks: make docs"
 
 test: $(ENV)               ## every notebook's asserts and the tests; ends with pytest's summary
@@ -81,7 +83,7 @@ export: $(ENV)             ## notebooks to library; parameters cells; what stage
 	dvc repro -q --single-item prepare
 
 clean:                     ## what can be made again; never data, runs or the DVC cache
-	rm -rf .venv .scratch _docs _proc .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .scratch live/* _docs _proc .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.installed: requirements.lock pyproject.toml
@@ -93,7 +95,7 @@ clean:                     ## what can be made again; never data, runs or the DV
 	touch $@
 
 active-env:
-	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
+	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc dvclive nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
 
 # Of this repository's experiment; `make new` leaves out all that follows
 .PHONY: check-readme readme bench rho ladder stability generative teacher-recipes small findings

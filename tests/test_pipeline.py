@@ -21,13 +21,64 @@ from clarep.files import fingerprint
 from clarep.images import Images
 from clarep.params import load_params
 from clarep.pipeline.estimate import measured_seconds
-from clarep.pipeline.stage import STAGES
+from clarep.pipeline.progress import stages_to_run
+from clarep.pipeline.stage import STAGES, recorded_seconds
 
 
 def ran(done: subprocess.CompletedProcess) -> set[str]:
     """The stages that a `dvc repro` ran."""
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return set(re.findall(r"Running stage '([^']+)'", done.stdout))
+
+
+TIME_LEFT = re.compile(r"^(\S+): (\d+) of (\d+) stages to run, about (\S+) (s|min|h) left$", re.MULTILINE)
+
+
+def test_each_stage_says_how_long_the_rest_will_take(smoke):
+    """One line a stage, counts down to 1; at last, times that follow from what the stages have taken so far."""
+    text = (smoke / ".scratch/repro.log").read_text()
+    names = [name for name in re.findall(r"Running stage '([^']+)'", text) if name != "prepare"]
+    lines = TIME_LEFT.findall(text)
+    assert [(name, int(n), int(total)) for name, n, total, *_ in lines] == [
+        (name, len(names) - i, len(names)) for i, name in enumerate(names)
+    ]
+    expected = [float(number) * {"s": 1, "min": 60, "h": 3600}[unit] for *_, number, unit in lines]
+    rows = json.loads((smoke / ".scratch/plan.json").read_text())
+    took = [recorded_seconds(smoke / row["folder"]) for row in rows if row["name"] != "report"]
+    ended = [(smoke / path).stat().st_mtime for path in (rows[-2]["folder"] + "/cost.json", "runs/report/index.html")]
+    took.append(ended[1] - ended[0])
+    for i, name in enumerate(names):
+        if name.startswith(("student@", "suite@", "report")):
+            assert 1 / 3 < expected[i] / sum(took[i:]) < 3, (name, expected[i], sum(took[i:]))
+    assert expected[-1] < expected[names.index("student@ce-0")] / 3 and expected[-1] < max(expected) / 6
+
+
+def curves(plots: str) -> dict[str, list[dict]]:
+    """The points of the curves in `live/`, as `dvc plots show --json` prints them; no plot may fail."""
+    plots = json.loads(plots)
+    assert not plots.get("errors")
+    return {
+        Path(name).relative_to("live").as_posix(): [point for p in drawn for point in p["content"]["data"]["values"]]
+        for name, drawn in plots["data"].items()
+        if name.startswith("live/")
+    }
+
+
+def test_dvc_plots_has_the_curves_of_teacher_and_student(smoke, run):
+    drawn = curves(run("dvc", "plots", "show", "--json").stdout)
+    assert [int(point["step"]) for point in drawn["teacher/plots/metrics/loss.tsv"]] == [25, 50]
+    last = re.findall(r"Running stage 'student@([^']+)'", (smoke / ".scratch/repro.log").read_text())[-1]
+    history = pd.read_csv(smoke / f"runs/student/{last}/history.csv", index_col="epoch")
+    assert {"ce", "acc_clean", "acc_changed"} < {*history}
+    assert {*drawn} == {"teacher/plots/metrics/loss.tsv"} | {f"student/plots/metrics/{term}.tsv" for term in history}
+    for term in history:
+        points = {int(p["step"]): float(p[term]) for p in drawn[f"student/plots/metrics/{term}.tsv"]}
+        assert np.allclose(pd.Series(points), history[term].dropna(), rtol=1e-5) and len(points)
+    status = run("git", "status", "--porcelain", "--", "live").stdout
+    (smoke / "live").rename(smoke / ".scratch/live"), (smoke / "live").mkdir()
+    nothing = curves(run("dvc", "plots", "show", "--json").stdout)
+    (smoke / "live").rmdir(), (smoke / ".scratch/live").rename(smoke / "live")
+    assert status == "" and nothing == {}
 
 
 def test_ends_with_a_table_and_a_page(smoke):
@@ -155,6 +206,18 @@ def test_saving_a_stage_notebook_for_its_outputs_reruns_only_the_first_stage(smo
     assert ran(run("dvc", "repro")) == {"prepare"}
 
 
+def test_the_plan_has_what_a_change_touches_and_all_that_follows(smoke, run):
+    text = (smoke / "params.yaml").read_text()
+    plans = []
+    for k in (4, 8):
+        (smoke / "params.yaml").write_text(text.replace("  k: 8 ", f"  k: {k} "))
+        assert run("dvc", "repro", "-q", "prepare").returncode == 0
+        plans.append(stages_to_run(smoke))
+    assert plans[1] == [] and text == (smoke / "params.yaml").read_text() != text.replace("  k: 8 ", "  k: 4 ")
+    assert {name.partition("@")[0] for name in plans[0]} == {*STAGES} - {"data", "teacher", "probes", "select"}
+    assert plans[0][0] == "clareps" and plans[0][-1] == "report" and plans[0].count("student@ce-1") == 1
+
+
 def export(run) -> None:
     """What `make export` does."""
     for command in (
@@ -211,21 +274,27 @@ def test_another_k_reruns_clareps_and_what_follows_and_the_way_back_is_free(run)
         "student@cadistill-0",
     }
     assert ran(run("dvc", "exp", "run", "-S", "clareps.k=8")) <= {"report"}
+    assert not TIME_LEFT.search(there.stdout)  # the plan of `make repro` is still there, and is not theirs
 
 
 def test_killed_training_resumes_and_ends_with_the_same_bytes(smoke):
-    straight = fingerprint(smoke / "runs/teacher/model")
+    straight, curve = fingerprint(smoke / "runs/teacher/model"), smoke / "live/teacher/plots/metrics/loss.tsv"
+    points = curve.read_bytes()
+    curve.unlink()
     command = [os.sys.executable, "-m", "clarep.pipeline.stage", "teacher"]
     env = {**os.environ, "PYTHONPATH": str(smoke)}
     job = subprocess.Popen(
         command, cwd=smoke, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     limit = time.monotonic() + 120
-    while not list((smoke / ".scratch").glob("teacher-*/state.safetensors")):
-        assert job.poll() is None and time.monotonic() < limit, "no checkpoint appeared"
+    while not (curve.is_file() and curve.read_text().count("\n") == 2):  # a checkpoint was written five steps before
+        assert job.poll() is None and time.monotonic() < limit, "no curve appeared"
         time.sleep(0.02)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
+    drawn = curves(run_in(smoke, "dvc", "plots", "show", "--json").stdout)
+    assert [p["step"] for p in drawn["teacher/plots/metrics/loss.tsv"]] == ["25"]
+    assert list((smoke / ".scratch").glob("teacher-*/state.safetensors"))
     assert fingerprint(smoke / "runs/teacher/model") == straight
     for unrelated in (
         "clarep.evaluate.attacks",
@@ -235,7 +304,7 @@ def test_killed_training_resumes_and_ends_with_the_same_bytes(smoke):
         py_compile.compile(str(module), cfile=str(module.parent / "__pycache__" / f"{module.stem}.cpython-399.pyc"))
     done = run_in(smoke, "python", "-m", "clarep.pipeline.stage", "teacher")
     assert done.returncode == 0 and "from step" in done.stdout, done.stdout + done.stderr
-    assert fingerprint(smoke / "runs/teacher/model") == straight
+    assert fingerprint(smoke / "runs/teacher/model") == straight and curve.read_bytes() == points
     assert not list((smoke / ".scratch").glob("teacher-*"))
 
 

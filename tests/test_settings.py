@@ -281,7 +281,9 @@ def test_make_repro_tells_dvc_where_there_is_no_git(git, tmp_path, monkeypatch):
         subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     subprocess.run(["make", "-s", "repro"], cwd=tmp_path, check=True)
     assert (tmp_path / "calls").read_text().split("\n")[:-1] == ["config --local core.no_scm true"] * (not git) + [
-        "repro"
+        "repro -q prepare",
+        "repro --dry --force-downstream",
+        "repro",
     ]
 
 

@@ -301,6 +301,7 @@ def train_arm(
     folder: Path | None = None,         # of checkpoints
     teacher_features: Callable[[torch.Tensor, float], torch.Tensor] | None = None, # for arms that read activations
     validation: dict[str, Images] | None = None, # see `train_student`
+    log: Callable[[int, dict[str, float]], None] = lambda epoch, terms: None, # see `train_student`
 ) -> tuple[nn.Module, list[dict[str, float]]]: # student; the history of `train_student`
     "Train a student of an arm; with the same seed every arm starts from the same weights."
     torch.manual_seed(seed)
@@ -313,5 +314,5 @@ def train_arm(
                 for name in ("learning_rate", "weight_decay")}
     history = train_student(student, data, epochs=config.epochs * ARMS[arm].epochs_factor, seed=seed, arm=module,
                             batch_size=config.batch_size, options=config.options, validation=validation,
-                            folder=folder, progress=f"{arm}, seed {seed}", **schedule)
+                            folder=folder, progress=f"{arm}, seed {seed}", log=log, **schedule)
     return student, history

@@ -7,7 +7,7 @@ __all__ = ['random_shift', 'CrossEntropy', 'TrainOptions', 'training_mode', 'Run
            'train_student', 'last_quarter']
 
 # %% ../../nbs/classifiers/02_train.ipynb #91a91d06
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +189,7 @@ def train_student(
     validation: dict[str, Images] | None = None, # name: images whose accuracy the history has as `acc_NAME`
     folder: Path | None = None,   # of the checkpoint, one folder per run; training resumes from the one in it
     progress: str = "student",
+    log: Callable[[int, dict[str, float]], None] = lambda epoch, terms: None, # gets each row of the result at once
 ) -> list[dict[str, float]]: # per epoch, the mean of each term of the loss; at some, accuracies too
     "Train a classifier; raises `ValueError` for fewer images than one batch, and for checkpoints without a folder."
     if len(data) < batch_size:
@@ -203,6 +204,8 @@ def train_student(
         if state and state.is_file():
             run.load(state)
             print(f"resuming after epoch {len(run.history)} of {epochs}")
+            for epoch, terms in enumerate(run.history, 1):
+                log(epoch, terms)
         start = len(run.history)
         with tqdm(total=epochs * steps, initial=start * steps, desc=progress, unit="step", mininterval=1) as bar:
             for epoch in range(start + 1, epochs + 1):
@@ -211,6 +214,7 @@ def train_student(
                         not epoch % options.validate_every or epoch in (3 * epochs // 4, epochs)):
                     run.history[-1] |= {f"acc_{name}": accuracy(student, to_unit(images.images), images.labels)
                                         for name, images in (validation or {}).items()}
+                log(epoch, run.history[-1])
                 if state and (not epoch % options.checkpoint_every or epoch == epochs):
                     run.save(state)
     return run.history

@@ -6,7 +6,7 @@
 __all__ = ['diffusion_loss', 'learning_rate_at', 'Training', 'train', 'train_with_samples', 'loss_figure', 'samples_figure']
 
 # %% ../../nbs/diffusion/05_train.ipynb #6936db80
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -133,12 +133,17 @@ def train(
     checkpoint_every: int,
     folder: Path,         # of the checkpoint; a run goes on from the one it finds there
     seed: int = 0,
+    log: Callable[[int, dict[str, float]], None] = lambda step, values: None, # gets the mean `loss` of every 25 steps
 ) -> Iterator[Training]:  # at each checkpoint
     "Train a teacher, going on from the last checkpoint in `folder` if there is one."
     device, dtype = run.unet.device, run.unet.dtype
+    def mean_loss(step):
+        return sum(run.losses[step - 25:step]) / 25
     if (state := Path(folder) / "state.safetensors").is_file():
         run.load(state)
         print(f"going on from step {len(run.losses)} of {run.steps}")
+        for step in range(25, len(run.losses) + 1, 25):
+            log(step, {"loss": mean_loss(step)})
         yield run
     bar = tqdm(total=run.steps, initial=len(run.losses), desc="teacher", unit="step")
     for i in range(len(run.losses), run.steps):
@@ -147,7 +152,8 @@ def train(
         run.step(x[index].to(device, dtype), labels[index].to(device), condition_dropout, generator)
         bar.update()
         if not (i + 1) % 25:
-            bar.set_postfix(loss=f"{sum(run.losses[-25:]) / 25:.4f}")
+            bar.set_postfix(loss=f"{mean_loss(i + 1):.4f}")
+            log(i + 1, {"loss": mean_loss(i + 1)})
         if not (i + 1) % checkpoint_every or i + 1 == run.steps:
             run.save(state)
             yield run
@@ -163,7 +169,7 @@ def train_with_samples(
     folder: Path,           # of checkpoints and samples
     seed: int,              # of training and of the samples' noise
     patch_size: int = 1,    # of the latents, see `pixel_space`
-    **settings,             # of `train`: batch_size, condition_dropout, checkpoint_every
+    **settings,             # of `train`: batch_size, condition_dropout, checkpoint_every, log
 ) -> dict[int, torch.Tensor]: # samples by step, uint8, `m h w c`
     "Train a teacher as `train` does, with samples of the EMA weights at each checkpoint."
     space = pixel_space(patch_size)
