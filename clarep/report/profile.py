@@ -52,8 +52,9 @@ def checks_table(table: pd.DataFrame) -> str: # table: of suite `attacks`; Markd
     return f"\n{head}\n\n" + markdown_table(list(checks.columns), checks.to_numpy().tolist()) + "\n"
 
 # %% ../../nbs/report/06_profile.ipynb #f74d99a3
-GLANCE = (r"acc_(unattacked|(pgd20|apgd_ce|autoattack)_linf_[148]|own_(mixed_rand|only_bg)|(teacher|student)_\S+)|mce_raw|"
-          r"(ig|gradcam)_inside|mask_area|own_bg_gap|ece|auroc_softmax_\S+|linear_probe") # metrics at the top of the page
+# Metrics at the top of the page
+GLANCE = (r"acc_(unattacked|(pgd20|apgd_ce|autoattack)_linf_[148]|own_(mixed_rand|only_bg)|(teacher|student)_\S+)|"
+          r"mce_raw|(ig|gradcam)_inside|mask_area|own_bg_gap|ece|auroc_softmax_\S+|linear_probe")
 
 
 def relative_mce(table: pd.DataFrame, baseline: pd.DataFrame) -> float: # of `run_suites`
@@ -71,8 +72,8 @@ def profile_page(
 ) -> str:                # Markdown
     "The profile of one classifier."
     name = in_markdown(f"{table.arm.iloc[0]}, seed {table.seed.iloc[0]}")
-    parts, head = [f"# Profile of {name}", f"Measured on {in_markdown(source)}."], table[table.metric.str.fullmatch(GLANCE)]
-    parts += ["## At a glance", suite_table(head)] if len(head) else []
+    parts, first = [f"# Profile of {name}", f"Measured on {in_markdown(source)}."], table.metric.str.fullmatch(GLANCE)
+    parts += ["## At a glance", suite_table(table[first])] if first.any() else []
     for suite, part in table.groupby("suite", sort=False):
         pictures = sorted(path.name for path in Path(folder).glob(f"{suite}-*.png"))
         parts += [f"## {suite.capitalize()}", *(f"![{picture}]({picture})" for picture in pictures)]
