@@ -62,7 +62,10 @@ def findings(report: str, results: pd.DataFrame) -> str:
     ends = ", ".join(f"`{arm}` {int(n)}" for arm, (n, _) in flat.iterrows())
     value = overall[overall.stage == "representation"].groupby(["arm", "metric"]).value.mean()
     bench = read_table(HOME / "bench/diffusion_classifier.csv")
-    select = load_json(HOME / "runs/select/metrics.json")
+    select, rule = load_json(HOME / "runs/select/metrics.json"), load_params(HOME / "params.yaml").select
+    tried = len(rule.timesteps) * len(rule.layers) * len(rule.num_directions)
+    t_e, layer, k = re.search(r"\| chosen \| (\d+) \| (\S+) \| (\d+) \|", report).groups()
+    choice = f"`t_e` = {t_e}, `{layer}`, k = {k}"
     generative = bench[bench.classifier.str.startswith("teacher")].set_index("set").value
 
     def retained(arm: str, suffix: str = "") -> str:
@@ -72,9 +75,11 @@ def findings(report: str, results: pd.DataFrame) -> str:
         f"- On mixed-rand, `cadistill` minus {against}.\n"
         f"- Trained until flat, of {flat['count'].iloc[0]} seeds each: {ends}.\n"
         f"- {foundation()}\n"
-        f"- CLARID removes k = {select['k']} directions at `t_e` = {select['t_e']}; "
-        f"{100 * select['same_setting']:.0f} % of bootstrap samples of images and probes select this again. "
-        f"Class and background retained, by fixed probes: CLARID {retained('clarid')}, "
+        f"- [Stage `select`](nbs/clarid/06_select.ipynb) tried {tried} settings of `t_e`, layer and k on "
+        f"{rule.n_images} validation images. It takes the highest selectivity (class minus background retained, less "
+        f"one standard error) that keeps {rule.min_class_retained:g} of the class; of ties the smallest k: {choice}. "
+        f"{100 * select['same_setting']:.0f} % of bootstrap draws of images and probes select all three again.\n"
+        f"- Class and background retained, by fixed probes: CLARID {retained('clarid')}, "
         f"random directions {retained('random')}, "
         f"a low-pass (12 directions: 4 waves of 3 colours) {retained('low_frequency, k = 12')}. "
         f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}. "
