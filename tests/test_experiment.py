@@ -20,7 +20,7 @@ def project(tmp_path_factory):
 def test_the_library_does_not_grow():
     """The goal was 6,700 lines, before other issues asked for folders, checkpoints and a suite; the limit is today."""
     modules = [p for p in (HOME / "clarep").rglob("*.py") if p.stem not in ("__init__", "_modidx")]
-    assert sum(len(p.read_text().splitlines()) for p in modules) <= 12986
+    assert sum(len(p.read_text().splitlines()) for p in modules) <= 13310
 
 
 def test_the_seven_lines_of_the_readme_run(smoke):
