@@ -61,12 +61,12 @@ def findings(report: str, results: pd.DataFrame) -> str:
     flat = overall[overall.metric == "flat"].groupby("arm", sort=False).value.agg(["sum", "count"])
     ends = ", ".join(f"`{arm}` {int(n)}" for arm, (n, _) in flat.iterrows())
     value = overall[overall.stage == "representation"].groupby(["arm", "metric"]).value.mean()
-    bench = read_table(HOME / "bench/diffusion_classifier.csv")
+    suite = read_table(HOME / "docs/results/suite.csv")
     select, rule = load_json(HOME / "runs/select/metrics.json"), load_params(HOME / "params.yaml").select
     tried = len(rule.timesteps) * len(rule.layers) * len(rule.num_directions)
     t_e, layer, k = re.search(r"\| chosen \| (\d+) \| (\S+) \| (\d+) \|", report).groups()
     choice = f"`t_e` = {t_e}, `{layer}`, k = {k}"
-    generative = bench[bench.classifier.str.startswith("teacher")].set_index("set").value
+    generative = suite[suite.arm == "ce"].set_index("metric").value
 
     def retained(arm: str, suffix: str = "") -> str:
         return f"{value[arm, f'class_retained{suffix}']:.2f} and {value[arm, f'background_retained{suffix}']:.2f}"
@@ -85,8 +85,8 @@ def findings(report: str, results: pd.DataFrame) -> str:
         f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}. "
         f"In {100 * value['teacher', 'teacher_own_scene']:.0f} % of guided samples from noise a probe names the "
         "scene that belongs to the class. The teacher "
-        "[as a classifier](nbs/benchmarks/diffusion_classifier.ipynb) is right in "
-        f"{generative['clean']:.2f} of clean images, {generative['mixed_rand']:.2f} of mixed-rand.\n"
+        f"[as a classifier](nbs/findings/suite.ipynb) is right in {generative['acc_teacher_clean']:.3f} of 200 clean "
+        f"images and {generative['acc_teacher_mixed_rand']:.3f} of mixed-rand.\n"
     )
 
 

@@ -379,7 +379,8 @@ PRESETS = { # suite: what differs from its defaults
     "full": {"attacks": {"attacks": ["pgd20_linf", "pgd100_linf", "cw_linf", "apgd_ce_linf", "apgd_dlr_linf",
                                      "autoattack_linf", "apgd_ce_l2", "apgd_dlr_l2", "autoattack_l2", "cw_l2"],
                          "n_images_of": {"autoattack_linf": 100, "autoattack_l2": 100, "cw_l2": 100}},
-             "corruptions": {"severities": [1, 2, 3, 4, 5], "n_images": 2000}, "attribution": {"n_images": 1000},
+             "corruptions": {"corruptions": [*CORRUPTIONS], "severities": [1, 2, 3, 4, 5], "n_images": 2000},
+             "attribution": {"n_images": 1000},
              "features": {"n_images": 2000}, "calibration": {"n_images": 2000},
              "teacher": {"n_images": 200, "n_draws": 32}},
 }
