@@ -47,6 +47,15 @@ def foundation() -> str:
     )
 
 
+def population() -> str:
+    """Differences on mixed-rand with several teachers of the default; intervals are nested."""
+    table = read_table(HOME / "bench/population.csv")
+    own = table[(table.arm == "cadistill") & (table.metric == "acc_mixed_rand")]
+    against = ", ".join(f"`{o.reference}` {signed(o.difference, o.half)}" for o in own.itertuples())
+    teachers = own.means.iloc[0].count(",") + 1
+    return f"With {teachers} [teachers of the default](nbs/findings/teachers.ipynb), `cadistill` minus {against}."
+
+
 def signed(mean: float, half: float) -> str:
     return f"{mean:+.3f} ± {half:.3f}"
 
@@ -74,7 +83,7 @@ def findings(report: str, results: pd.DataFrame) -> str:
     return (
         f"- On mixed-rand, `cadistill` minus {against}.\n"
         f"- Trained until flat, of {flat['count'].iloc[0]} seeds each: {ends}.\n"
-        f"- {foundation()}\n"
+        f"- {population()} {foundation()}\n"
         f"- [Stage `select`](nbs/clarid/06_select.ipynb) tried {tried} settings of `t_e`, layer and k on "
         f"{rule.n_images} validation images. It takes the highest selectivity (class minus background retained, less "
         f"one standard error) that keeps {rule.min_class_retained:g} of the class; of ties the smallest k: {choice}. "
