@@ -53,7 +53,10 @@ def population() -> str:
     own = table[(table.arm == "cadistill") & (table.metric == "acc_mixed_rand")]
     against = ", ".join(f"`{o.reference}` {signed(o.difference, o.half)}" for o in own.itertuples())
     teachers = own.means.iloc[0].count(",") + 1
-    return f"With {teachers} [teachers of the default](nbs/findings/teachers.ipynb), on mixed-rand `cadistill` minus {against}."
+    return (
+        f"With {teachers} [teachers of the default](nbs/findings/teachers.ipynb), on mixed-rand `cadistill` minus "
+        f"{against}."
+    )
 
 
 def signed(mean: float, half: float) -> str:
