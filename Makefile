@@ -133,6 +133,9 @@ ladder: $(ENV)             ## when does CLARID work: selectivity at four gains o
 stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
 	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
 
+large: $(ENV)              ## CLARID at the size of DiT-XL/2, into bench/ (needs a GPU)
+	$(BENCHMARK)/large.ipynb .scratch/large.ipynb $(OPTIONS)
+
 generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
 	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
 

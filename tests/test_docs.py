@@ -97,12 +97,14 @@ def test_from_a_number_to_its_notebook_in_one_click():
     template = (HOME / "nbs/report/page.md").read_text().split("<!-- text:")[0]
     for section in re.split(r"^## ", template, flags=re.MULTILINE)[1:]:
         made_by = re.findall(r"\((\.\./\.\./nbs/[^)]*\.ipynb)\)", section)
-        assert made_by and all((HOME / "runs/report" / path).is_file() for path in made_by), section[:40]
+        files = [HOME / os.path.normpath(f"runs/report/{path}") for path in made_by]  # before a run there is no runs/
+        assert files and all(file.is_file() for file in files), (section[:40], files)
     linked = runpy.run_path(str(HOME / "docs/build.py"))["linked"]
     text = "[select](../../nbs/stages/select.ipynb), [gone](../gone.md)"
     assert linked(text, HOME / "runs/report", "results") == "[select](stages/select.ipynb), gone"
 
 
+@pytest.mark.skipif(not (HOME / "CITATION.cff").exists(), reason="a project that `make new` made cites its own work")
 def test_the_citation_has_the_version():
     assert f"\nversion: {__version__}\n" in (HOME / "CITATION.cff").read_text()
 

@@ -91,6 +91,13 @@ def test_it_passes_its_check(project):
     assert not git("status", "--porcelain", cwd=project)
 
 
+def test_its_tests_of_pages_and_tour_pass(project):
+    """Those that read what a made project has no copy of, before anything was run in it; `make test` runs them all."""
+    files = ("tests/test_docs.py", "tests/test_tour.py")
+    names = "one_click or citation or small_teacher or card"
+    run_all(project, ("python", "-m", "pytest", "-n", "0", "-q", *files, "-k", names))
+
+
 def test_its_data_stage_reads_the_images_and_writes_nothing_there(project, images):
     before = {path: path.stat().st_mtime_ns for path in (images, *images.rglob("*"))}
     run_all(project, (sys.executable, "tests/one_process.py", "data"))

@@ -8,13 +8,14 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
-from conftest import copy_of_project, run_in
+from conftest import HOME, copy_of_project, run_in
 
 from clarep.clarid.select import Rule
 from clarep.files import fingerprint
@@ -322,3 +323,16 @@ def test_same_seed_in_a_clean_copy_gives_the_same_metrics(smoke, tmp_path):
         assert (other / name).read_bytes() == (smoke / name).read_bytes()
     assert fingerprint(other / "runs/clareps/shards") == fingerprint(smoke / "runs/clareps/shards")
     assert fingerprint(other / "runs/clareps/clareps.ipynb") == fingerprint(smoke / "runs/clareps/clareps.ipynb")
+
+
+def test_stages_may_start_at_the_same_moment(tmp_path):
+    """Kernels of one project do not take each other's sockets: by default they do, and wait a minute for an answer."""
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(1)")]), tmp_path / "a.ipynb")
+    code = "import sys; from clarep.pipeline.stage import execute; execute('a.ipynb', sys.argv[1], {}, '.')"
+    env = os.environ | {"PYTHONPATH": str(HOME)}
+    each = [
+        subprocess.Popen([sys.executable, "-c", code, f"{i}.ipynb"], cwd=tmp_path, env=env, stdout=subprocess.PIPE)
+        for i in range(3)
+    ]
+    assert [process.communicate(timeout=300)[0].decode().strip() for process in each] == ["1"] * 3
+    assert not list(tmp_path.glob("*ipc*"))

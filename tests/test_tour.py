@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import HOME
 
 from clarep.clarid.identify import clarid, show
@@ -17,6 +18,11 @@ def test_the_small_teacher_says_what_it_is():
     assert facts["scenes"]["teacher_rho"] < 0.5 and facts["settings"]["train_steps"] > 0
     assert facts["class_recognised"] > 0.9, "its tour would show nothing"
     assert sum(p.stat().st_size for p in SMALL.rglob("*") if p.is_file()) < 3e6
+
+
+@pytest.mark.skipif(not (HOME / "CITATION.cff").exists(), reason="a project that `make new` made has no recipe of it")
+def test_the_small_teacher_is_what_its_recipe_makes():
+    facts = json.loads((SMALL / "clarep.json").read_text())
     recipe = json.loads((HOME / "nbs/benchmarks/small_teacher.ipynb").read_text())["cells"]
     parameters = next(c["source"] for c in recipe if "parameters" in c["metadata"].get("tags", []))
     for key in ("channels", "train_steps"):

@@ -41,6 +41,7 @@ class MethodContext:
     seed: int = 0
     fill: torch.Tensor | None = None # what replaces the removed part, see `project_out`
     methods: "dict[str, Method]" = field(default_factory=lambda: METHODS)
+    memo: dict[tuple, torch.Tensor] = field(default_factory=dict) # of directions that a whole set of images shares
 
     @property
     def search(self) -> dict:
@@ -162,13 +163,15 @@ def class_average_directions(
     n: int = 8,    # other latents of each class in the average
 ) -> torch.Tensor: # `b k c h w`
     "The most sensitive directions on average over other images of each sample's class (ours)."
-    (latents, labels), V = ctx.others, {}
-    for label in ctx.c.unique().tolist():
+    (latents, labels), V = ctx.others, ctx.memo
+    keys = [("class_average", label, n, ctx.k, ctx.h) for label in ctx.c.tolist()]
+    for key in set(keys) - set(V):
+        label = key[1]
         x = latents[labels == label][:n].to(ctx.teacher.device, ctx.teacher.dtype)
         D, S = replace(ctx, x=x, labels=torch.full((len(x),), label)).clarid
         scaled = rearrange(D * S[..., None, None, None], "b k c h w -> (b k) (c h w)").cpu().double()
-        V[label] = torch.linalg.svd(scaled, full_matrices=False)[2][:ctx.k].reshape(-1, *x.shape[1:]).float()
-    return torch.stack([V[label] for label in ctx.c.tolist()])
+        V[key] = torch.linalg.svd(scaled, full_matrices=False)[2][:ctx.k].reshape(-1, *x.shape[1:]).float()
+    return torch.stack([V[key] for key in keys])
 
 # %% ../../nbs/clarid/04_controls.ipynb #a439f921
 def soft_projection(

@@ -155,7 +155,6 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
-    local = Config({"ConnectionFileMixin": {"transport": "ipc"}}) if os.name == "posix" else Config()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONWARNINGS"] = ",".join(f"ignore:{w}" for w in HARMLESS)
@@ -163,9 +162,11 @@ def execute(
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     Path(executed).parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(_literal(notebook), _literal(executed), parameters, kernel_name="python3",
-                                   cwd=str(cwd), progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                                   config=local)
+        with tempfile.TemporaryDirectory() as sockets: # of this kernel alone; by default two kernels take the same
+            ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+            papermill.execute_notebook(_literal(notebook), _literal(executed), parameters, kernel_name="python3",
+                                       cwd=str(cwd), progress_bar=False, stdout_file=sys.stdout,
+                                       stderr_file=sys.stderr, config=Config({"ConnectionFileMixin": ipc}))
     except PapermillExecutionError as e:
         print(e, file=sys.stderr)
         raise StageFailed(f"{e.ename}: {e.evalue}\nin cell {e.exec_count} of {executed}") from e
