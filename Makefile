@@ -98,7 +98,7 @@ active-env:
 	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc dvclive nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
 
 # Of this repository's experiment; `make new` leaves out all that follows
-.PHONY: check-readme readme bench rho ladder stability generative teacher-recipes small findings
+.PHONY: check-readme readme bench rho ladder stability large teacher-recipes small findings
 # Of `make ladder`
 GAINS ?= 0.35 0.6 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
@@ -135,9 +135,6 @@ stability: $(ENV)          ## does stage select choose the same with other threa
 
 large: $(ENV)              ## CLARID at the size of DiT-XL/2, into bench/ (needs a GPU)
 	$(BENCHMARK)/large.ipynb .scratch/large.ipynb $(OPTIONS)
-
-generative: $(ENV)         ## the teacher as a classifier beside students, into bench/ (needs students: make repro)
-	$(BENCHMARK)/diffusion_classifier.ipynb .scratch/diffusion_classifier.ipynb $(OPTIONS)
 
 teacher-recipes: $(ENV)    ## ways to train the teacher, each for the same time, into bench/ (needs the data: make repro)
 	$(BENCHMARK)/teacher_recipes.ipynb .scratch/recipes.ipynb $(OPTIONS)

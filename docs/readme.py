@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from clarep.evaluate.statistics import interval
@@ -42,8 +43,8 @@ def foundation() -> str:
         for arm in ("cadistill", "cadistill-noise", "ce-matched", "ceiling")
     )
     return (
-        f"With {len(means)} teachers of [many, loosely tied images](nbs/findings/foundation.ipynb), gains over `ce` on "
-        f"mixed-rand: {gains}."
+        f"With {len(means)} teachers of [8,000 images with their class's scene in 30 %](nbs/findings/foundation.ipynb),"
+        f" gains over `ce` on mixed-rand: {gains}."
     )
 
 
@@ -60,7 +61,8 @@ def population() -> str:
 
 
 def signed(mean: float, half: float) -> str:
-    return f"{mean:+.3f} ± {half:.3f}"
+    mark = "" if abs(mean) <= half else " ▲" if mean > 0 else " ▼"
+    return f"{np.round(mean, 3):+.3f} ± {half:.3f}{mark}"
 
 
 def findings(report: str, results: pd.DataFrame) -> str:
@@ -88,13 +90,16 @@ def findings(report: str, results: pd.DataFrame) -> str:
         f"- Trained until flat, of {flat['count'].iloc[0]} seeds each: {ends}.\n"
         f"- {population()} {foundation()}\n"
         f"- [Stage `select`](nbs/clarid/06_select.ipynb) tried {tried} settings of `t_e`, layer and k on "
-        f"{rule.n_images} validation images. It takes the highest selectivity (class minus background retained, less "
-        f"one standard error) that keeps {rule.min_class_retained:g} of the class; of ties the smallest k: {choice}. "
+        f"{rule.n_images} validation images. Of those whose directions differ between images and that may keep "
+        f"{rule.min_class_retained:g} of the class it takes the highest selectivity (class minus background retained, "
+        f"less one standard error); within one standard error of it the smallest k, then the latest `t_e`: {choice}. "
         f"{100 * select['same_setting']:.0f} % of bootstrap draws of images and probes select all three again.\n"
         f"- Class and background retained, by fixed probes: CLARID {retained('clarid')}, "
         f"random directions {retained('random')}, "
-        f"a low-pass (12 directions: 4 waves of 3 colours) {retained('low_frequency, k = 12')}. "
-        f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}. "
+        f"a low-pass (12 directions: 4 waves of 3 colours) {retained('low_frequency, k = 12')}, "
+        f"with {k} {retained('low_frequency')}. "
+        f"Probes *retrained* on CLARID's samples read {retained('clarid', '_retrained')}, "
+        f"on the low-pass's (k = {k}) {retained('low_frequency', '_retrained')}. "
         f"In {100 * value['teacher', 'teacher_own_scene']:.0f} % of guided samples from noise a probe names the "
         "scene that belongs to the class. The teacher "
         f"[as a classifier](nbs/findings/suite.ipynb) is right in {generative['acc_teacher_clean']:.3f} of 200 clean "

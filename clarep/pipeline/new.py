@@ -91,8 +91,8 @@ def commit_all(home: Path, message: str) -> None:
 OURS = [
     "README.md", "CITATION.cff", "CHANGELOG.md", "dvc.lock", "data/*", "runs/*", "docs/readme.py", "docs/results/*",
     "nbs/findings/*", "nbs/benchmarks/*", "tests/test_experiment.py", "presets/own.yaml",
-    *(f"bench/{name}.*" for name in ("choice-of-data", "dependence", "diffusion_classifier", "jacobian", "ladder",
-                                     "machine", "population", "recipes", "stability")),
+    *(f"bench/{name}.*" for name in ("choice-of-data", "dependence", "jacobian", "ladder", "large", "machine",
+                                     "population", "recipes", "stability")),
     *(f"presets/{name}.yaml" for name in ("cifar10", "fashion-mnist", "foundation", "full", "ladder", "layouts",
                                           "paper", "rho", "search", "sweep"))]
 GONE = [pattern for pattern in OURS if pattern not in ("README.md", "data/*", "runs/*")] # a new project has its own
