@@ -93,8 +93,8 @@ OURS = [
     "nbs/findings/*", "nbs/benchmarks/*", "tests/test_experiment.py", "presets/own.yaml",
     *(f"bench/{name}.*" for name in ("choice-of-data", "dependence", "jacobian", "ladder", "large", "machine",
                                      "population", "recipes", "stability")),
-    *(f"presets/{name}.yaml" for name in ("cifar10", "fashion-mnist", "foundation", "full", "ladder", "layouts",
-                                          "paper", "rho", "search", "sweep"))]
+    *(f"presets/{name}.yaml" for name in ("cifar10", "fashion-mnist", "foundation", "full", "ladder",
+                                          "large-teacher", "layouts", "paper", "rho", "search", "sweep"))]
 GONE = [pattern for pattern in OURS if pattern not in ("README.md", "data/*", "runs/*")] # a new project has its own
 BELOW = "# Of this repository's experiment; `make new` leaves out all that follows" # a line of the Makefile
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(?:#[^)]*)?\)")
