@@ -166,9 +166,8 @@ def class_average_directions(
     (latents, labels), V = ctx.others, ctx.memo
     keys = [("class_average", label, n, ctx.k, ctx.h) for label in ctx.c.tolist()]
     for key in set(keys) - set(V):
-        label = key[1]
-        x = latents[labels == label][:n].to(ctx.teacher.device, ctx.teacher.dtype)
-        D, S = replace(ctx, x=x, labels=torch.full((len(x),), label)).clarid
+        x = latents[labels == key[1]][:n].to(ctx.teacher.device, ctx.teacher.dtype)
+        D, S = replace(ctx, x=x, labels=torch.full((len(x),), key[1])).clarid
         scaled = rearrange(D * S[..., None, None, None], "b k c h w -> (b k) (c h w)").cpu().double()
         V[key] = torch.linalg.svd(scaled, full_matrices=False)[2][:ctx.k].reshape(-1, *x.shape[1:]).float()
     return torch.stack([V[key] for key in keys])

@@ -33,8 +33,7 @@ from .diffusion_classifier import teacher_figure, teacher_tasks
 from .features import feature_tasks, penultimate
 from .shifts import COMPOSED, SIZES, composed_tasks, imagenet9_sets, real_set, shift_set, shift_tasks
 from .adversarial import ATTACKS, attack_curves, attack_tasks, loss_surface, surface_figure
-from .corruptions import (COMMON, CORRUPTIONS, corruption_errors, corruption_figure, corruption_tasks,
-                                         mce)
+from .corruptions import COMMON, CORRUPTIONS, corruption_errors, corruption_figure, corruption_tasks, mce
 from .statistics import COLUMNS
 from .tasks import Classifier, Task, answers_digest, check_classifier, run_tasks
 from ..files import DataError, atomic_write, code_digest, fingerprint, load_tensors
