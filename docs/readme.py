@@ -87,7 +87,7 @@ def findings(report: str, results: pd.DataFrame) -> str:
 
     return (
         f"- On mixed-rand, `cadistill` minus {against}.\n"
-        f"- Trained until flat, of {flat['count'].iloc[0]} seeds each: {ends}.\n"
+        f"- Flat at the end (no gain in the last quarter of the epochs), of {flat['count'].iloc[0]} seeds: {ends}.\n"
         f"- {population()} {foundation()}\n"
         f"- [Stage `select`](nbs/clarid/06_select.ipynb) tried {tried} settings of `t_e`, layer and k on "
         f"{rule.n_images} validation images. Of those whose directions differ between images and that may keep "

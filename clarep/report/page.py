@@ -219,7 +219,7 @@ def clarid_lines(
         own = part[(part.method == "clarid") & (part.k == k) & (part["class"] == "all") & (part.condition == "null")]
         best_text = f"{method_label(best.method, best.k, k)} ({method_cell(best)})"
         lines.append(page_text(f"line_{kind}").format(
-            set=SETS[name], winners=", ".join(winners) or "none", best=best_text,
+            set=SETS[name], k=k, winners=", ".join(winners) or "none", best=best_text,
             **own.groupby("metric").value.mean()))
     return lines
 
