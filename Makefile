@@ -98,7 +98,7 @@ active-env:
 	@python -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, "clarep dvc dvclive nbdev papermill torch".split())))' || { echo "error: the active environment lacks what clarep needs: pip install -r requirements.lock && pip install --no-deps -e .  (or deactivate it: make then keeps its own .venv)"; exit 1; }
 
 # Of this repository's experiment; `make new` leaves out all that follows
-.PHONY: check-readme readme bench rho ladder stability large teacher-recipes small findings
+.PHONY: check-readme readme bench rho ladder stability filters large teacher-recipes small findings
 # Of `make ladder`
 GAINS ?= 0.35 0.6 0.85 1.0
 # Of papermill, for a benchmark: make bench OPTIONS="-y '{num_directions: [10]}'"
@@ -132,6 +132,9 @@ ladder: $(ENV)             ## when does CLARID work: selectivity at four gains o
 
 stability: $(ENV)          ## does stage select choose the same with other threads and probes? into bench/ (needs a trained teacher: make repro)
 	$(BENCHMARK)/select_stability.ipynb .scratch/stability.ipynb $(OPTIONS)
+
+filters: $(ENV)            ## would a blur, a low-pass or noise do as well as CLARID? into bench/ (needs CLAReps: make repro)
+	$(BENCHMARK)/filters.ipynb .scratch/filters.ipynb $(OPTIONS)
 
 large: $(ENV)              ## CLARID at the size of DiT-XL/2, into bench/ (needs a GPU)
 	$(BENCHMARK)/large.ipynb .scratch/large.ipynb $(OPTIONS)
