@@ -1,11 +1,8 @@
 """The stages of params.yaml in one process: python tests/one_process.py STAGE ... (each saves its own start, 6 s)."""
 
+import gc
 import sys
 from pathlib import Path
-
-from execnb.shell import CaptureShell, dict2nb, write_nb
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
 from clarep.files import project_root
 from clarep.params import load_params
@@ -16,6 +13,10 @@ from clarep.pipeline.prepare import prepare
 
 def execute(notebook, executed, parameters, cwd) -> None:
     """What `clarep.pipeline.stage.execute` does, without a kernel."""
+    from execnb.shell import CaptureShell, dict2nb, write_nb
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
     content = dict2nb(parameterize_notebook(load_notebook_node(str(notebook)), parameters))
     CaptureShell(path=cwd).run_all(content, exc_stop=True)
     Path(executed).parent.mkdir(parents=True, exist_ok=True)
@@ -29,3 +30,4 @@ if __name__ == "__main__":
         for run in stage_runs(load_params(project_root() / "params.yaml"), stage):
             print(stage, *run, flush=True)
             runner.run_stage(stage, *run)
+    gc.freeze()  # or the end frees every object, for seconds

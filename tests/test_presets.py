@@ -1,7 +1,7 @@
 """Every preset is a possible experiment; checkpoints run at smoke size, and are named where they are not here."""
 
 import pytest
-from conftest import HOME, check_missing, check_pipeline, copy_of_project, run_all
+from conftest import HOME, check_missing, check_pipeline, copy_of_project, run_stages
 
 from clarep.diffusion.tiny_models import PREFIX
 from clarep.params import apply_preset
@@ -43,6 +43,6 @@ def test_what_a_preset_lacks_is_named(name, message, project, monkeypatch):
 
 def test_whole_pipeline_with_a_text_conditional_teacher(project):
     settings = ("python", "-m", "clarep.params", "text-sd15", "smoke")
-    run_all(project, settings, ("python", "tests/one_process.py", *STAGES))
+    run_stages(project, settings, {"data": {"recoloured": False}, "compare": {"seeds": [0]}}, STAGES)
     metrics = {"class_retained", "background_retained"}
     check_pipeline(project, "TextTeacher", ("down_blocks.0", "mid_block"), metrics, {"ce", "cadistill"})

@@ -19,12 +19,9 @@ import nbformat
 from fastcore.script import call_parse
 from ruamel.yaml import YAML
 
-from ..cadistill.arms import ARMS
-from ..clarid.controls import METHODS
 from ..files import (
     DataError, atomic_write, code_digest, import_closure, imported_modules, project_root, resolve_device)
 from ..params import EMBEDDED, SECTIONS_OF, Params, latest_timesteps, load_params, most_directions
-from .estimate import planned_work
 
 # %% ../../nbs/pipeline/03_prepare.ipynb #e1cb1e9b
 def parameters_cell(
@@ -86,6 +83,7 @@ def teacher_conflicts(
 # %% ../../nbs/pipeline/03_prepare.ipynb #0ac27e4e
 def arm_conflicts(p: Params) -> Iterator[str]:
     "Yield arms that do not exist, or that the rest of the settings cannot serve."
+    from clarep.cadistill.arms import ARMS # here, like the next: it takes seconds, which `--parameters` can do without
     for name in p.compare.arms:
         if (arm := ARMS.get(name)) is None:
             yield f"`compare.arms`: there is no arm {name!r}; there are: {', '.join(ARMS)}"
@@ -104,6 +102,7 @@ def arm_conflicts(p: Params) -> Iterator[str]:
 
 def method_conflicts(p: Params) -> Iterator[str]:
     "Yield methods of removing directions that do not exist, and a list without CLARID."
+    from clarep.clarid.controls import METHODS
     for name in p.representation.methods:
         if name not in METHODS:
             yield f"`representation.methods`: there is no method {name!r}; there are: {', '.join(METHODS)}"
@@ -136,6 +135,7 @@ def stage_copy(
 
 def prepare() -> None:
     "Stage `prepare`: check every setting, count the work, write the copies of the stage notebooks to `runs/stages`."
+    from clarep.pipeline.estimate import planned_work
     home = project_root()
     link_inputs(home, p := load_params(home / "params.yaml"))
     resolve_device(p.common.device, p.common.dtype)
