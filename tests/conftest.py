@@ -75,7 +75,7 @@ def run_stages(home: Path, settings: tuple[str, ...], overrides: dict[str, dict]
 def check_missing(home: Path, preset: str, words: list[str]) -> None:
     """A preset whose files are not there says which, and the command that fetches them."""
     run_all(home, ("python", "-m", "clarep.params", preset))
-    done = run_in(home, "dvc", "exp", "run", "teacher")
+    done = run_in(home, "dvc", "repro", "teacher")
     text = done.stdout + done.stderr
     assert done.returncode != 0 and all(word in text for word in words), text[-2000:]
 

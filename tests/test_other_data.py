@@ -21,7 +21,7 @@ COLOURS = {
     "yellow bar": (230, 220, 40),
 }
 OVERRIDES = {
-    "probes": {"n": 1, "epochs": 40},
+    "probes": {"n": 1, "epochs": 20},
     "select": {"timesteps": [100]},
     "directions": {"n_per_class": 3},
     "representation": {"num_directions": [8]},

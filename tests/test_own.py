@@ -10,8 +10,9 @@ from recipes import RECIPES, append_cell
 from clarep.pipeline.stage import STAGES
 
 LESS = """# The user's arm and method beside the least that is compared
+data: {recoloured: false}
 representation: {methods: [clarid, low_frequency, random, high_frequency]}
-compare: {arms: [ce, cadistill, flat-labels]}
+compare: {arms: [ce, cadistill, flat-labels], seeds: [0]}
 """
 
 

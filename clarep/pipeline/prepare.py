@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from pprint import pformat
 
-from .stage import ( # before nbformat
-    ARM_STAGES, STAGES, exit_on_error, link_inputs, strip, teacher_info)
+from .stage import ARM_STAGES, STAGES, exit_on_error, link_inputs, strip, teacher_info # before nbformat
 
 import nbformat
 from fastcore.script import call_parse

@@ -156,9 +156,8 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYTHONWARNINGS=",".join(f"ignore:{w}" for w in HARMLESS))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH")]))
-    os.environ["PYTHONWARNINGS"] = ",".join(f"ignore:{w}" for w in HARMLESS)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")
     Path(executed).parent.mkdir(parents=True, exist_ok=True)
