@@ -36,7 +36,7 @@ test: $(ENV)               ## every notebook's asserts and the tests; ends with 
 fuzz: $(ENV)               ## thousands of random folders and damaged images; some minutes
 	python -m pytest -n 0 -m fuzz
 
-howto: $(ENV)              ## every recipe of nbs/howto.ipynb as it is written, at smoke size; ten minutes
+howto: $(ENV)              ## every recipe of nbs/howto.ipynb as it is written, at smoke size; half an hour
 	python -m pytest -n 0 -m howto
 
 by-hand: | $(ENV)          ## stage notebooks at smoke size, to play with; they never write to runs/
