@@ -1,6 +1,6 @@
 """The recipes of nbs/howto.ipynb, run as they are written, one after the other in a copy of the project.
 
-The settings and code of all of them are checked here; `make howto` runs them, in some ten minutes at smoke size.
+The settings and code of all of them are checked here; `make howto` runs them, in half an hour at smoke size.
 """
 
 import os

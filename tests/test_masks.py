@@ -29,7 +29,10 @@ OVERRIDES = {
     "select": {"timesteps": [50]},
     "clareps": {"t_e": 50},
     "directions": {"n_per_class": 3},
-    "representation": {"num_directions": [8]},
+    "representation": {
+        "num_directions": [8],
+        "methods": ["clarid", "resample", "class_average", "random", "low_frequency", "fresh_noise"],
+    },
     "compare": {"seeds": [0], "arms": ["ce", "cadistill", "ceiling"]},
     "suite": {"suites": ["attribution", "backgrounds"]},
 }
