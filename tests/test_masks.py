@@ -80,6 +80,7 @@ def test_all_measurements_of_the_default_are_there(project):
     own = set(table[(table.stage == "representation") & (table.arm == "clarid")].metric)
     assert {"background_retained", "selectivity", "own_scene", "mask_correlation", "change_inside"} <= own
     assert set(table[table.stage == "evaluate"].arm) == {"ce", "cadistill", "ceiling"}
+    assert {*OVERRIDES["representation"]["methods"]} <= {*table[table.stage == "representation"].arm}
     assert "energy_inside" in set(table[table.stage == "directions"].metric)
     suite = pd.read_csv(project / "runs/suite/ce-0/profile/suite.csv")
     assert {"ig_inside", "mask_area", "own_bg_gap"} <= set(suite.metric)

@@ -137,7 +137,7 @@ def check_parameters(
                          "`make export` writes the parameters cells")
 
 # %% ../../nbs/pipeline/01_stage.ipynb #5bfa54ff
-QUICK_END = "import atexit, gc; atexit.register(gc.freeze)" # or the kernel frees every object, for seconds
+QUICK_END = "__import__('atexit').register(__import__('gc').freeze)" # or the kernel frees every object, for seconds
 HARMLESS = ["IProgress not found", "`torch.jit.script` is deprecated"]  # warnings of libraries at import
 
 
