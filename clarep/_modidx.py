@@ -1119,7 +1119,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'clarep.evaluate.tasks.run_tasks': ('evaluate/tasks.html#run_tasks', 'clarep/evaluate/tasks.py'),
                                        'clarep.evaluate.tasks.table_of': ('evaluate/tasks.html#table_of', 'clarep/evaluate/tasks.py')},
             'clarep.files': { 'clarep.files.DataError': ('files.html#dataerror', 'clarep/files.py'),
-                              'clarep.files._parsed': ('files.html#_parsed', 'clarep/files.py'),
+                              'clarep.files._digest_and_imports': ('files.html#_digest_and_imports', 'clarep/files.py'),
                               'clarep.files._pieces': ('files.html#_pieces', 'clarep/files.py'),
                               'clarep.files._remove': ('files.html#_remove', 'clarep/files.py'),
                               'clarep.files._skeleton': ('files.html#_skeleton', 'clarep/files.py'),

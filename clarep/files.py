@@ -177,24 +177,25 @@ def imported_modules(
 
 
 @cache
-def _parsed(path: Path, _changed: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def _digest_and_imports(path: Path, _changed: int) -> tuple[str, list[ast.stmt]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return fingerprint(_skeleton(tree)), [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
 
 # %% ../nbs/01_files.ipynb #bf74ebb8
 def import_closure(
     *modules: str,
     package: Path = PACKAGE,
-) -> dict[str, ast.Module]: # module: its syntax tree, in order of names
+) -> dict[str, str]: # module: digest of its own code, in order of names
     "Modules of this package and all that they import of it; raises `DataError` for one that is not there."
-    trees, todo = {}, sorted(modules)
+    digests, todo = {}, sorted(modules)
     while todo:
-        if (name := todo.pop()) in trees:
+        if (name := todo.pop()) in digests:
             continue
         if (path := module_file(name, package)) is None:
             raise DataError(f"{name} is no module of {package}; `make export` writes the modules from the notebooks")
-        trees[name] = _parsed(path, path.stat().st_mtime_ns)
-        todo += imported_modules(trees[name].body, name, package)
-    return dict(sorted(trees.items()))
+        digests[name], imports = _digest_and_imports(path, path.stat().st_mtime_ns)
+        todo += imported_modules(imports, name, package)
+    return dict(sorted(digests.items()))
 
 
 def code_digest(
@@ -202,7 +203,7 @@ def code_digest(
     package: Path = PACKAGE,
 ) -> str:          # 16 hex digits
     "A name for what modules do, with all that they import of this package; comments and docstrings do not count."
-    return fingerprint(*([name, _skeleton(tree)] for name, tree in import_closure(*modules, package=package).items()))
+    return fingerprint(import_closure(*modules, package=package))
 
 
 def _skeleton(node):

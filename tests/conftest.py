@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from forks import run_in_fork
 from ruamel.yaml import YAML
 
 from clarep.pipeline.new import commit_all, copy_project
@@ -69,7 +70,13 @@ def run_stages(home: Path, settings: tuple[str, ...], overrides: dict[str, dict]
     for section, values in overrides.items():
         params[section].update(values)
     yaml.dump(params, home / "params.yaml")
-    run_all(home, ("python", "tests/one_process.py", *stages))
+    run_one_process(home, *stages)
+
+
+def run_one_process(home: Path, *stages: str) -> None:
+    """Stages of `params.yaml`, in a process that they share."""
+    done = run_in_fork(home, "tests/one_process.py", *stages)
+    assert done.returncode == 0, done.stdout[-6000:]
 
 
 def check_missing(home: Path, preset: str, words: list[str]) -> None:

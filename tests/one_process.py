@@ -1,4 +1,4 @@
-"""The stages of params.yaml in one process: python tests/one_process.py STAGE ... (each saves its own start, 6 s)."""
+"""The stages of params.yaml in one process: python tests/one_process.py STAGE ... (each saves a start)."""
 
 import gc
 import sys

@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import HOME, copy_of_project, run_in
+from forks import run_in_fork
 
 from clarep.params import apply_preset
 from clarep.pipeline.estimate import clareps_work, expected_choice, resolve, untrained_teacher, work
@@ -28,8 +29,8 @@ def differing(p, **changes):
 def test_the_command_estimates_every_stage_before_anything_has_run(tmp_path):
     home = copy_of_project(tmp_path)
     assert run_in(home, "python", "-m", "clarep.params", "smoke").returncode == 0
-    done = run_in(home, "python", "-m", "clarep.pipeline.estimate", "--limit", "0.05")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_in_fork(home, "-m", "clarep.pipeline.estimate", "--limit", "0.05")
+    assert done.returncode == 0, done.stdout[-3000:]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
     table = {row[0]: dict(zip(rows[0], row)) for row in rows}
     assert {*STAGES, "total"} <= set(table) and table["teacher"]["training steps"] == "60"

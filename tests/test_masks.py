@@ -1,14 +1,13 @@
 """Masks of one's own: a folder of them or an alpha channel, up to the report, and every mask that is of no use."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import copy_of_project, run_stages
+from forks import run_in_fork
 from PIL import Image
 
 from clarep.classifiers.networks import build_student, save_student
@@ -230,9 +229,9 @@ def test_the_command_takes_masks(tmp_path):
     command = ("-m", "clarep.evaluate", str(tmp_path / "student.safetensors"), "--data", str(tmp_path / "pictures"))
     options = ("--preset", "smoke", "--suite", "attribution,backgrounds", "--out", str(tmp_path / "profile"))
     masks = ("--masks", str(tmp_path / "masks"), "--device", "cpu")
-    done = subprocess.run([sys.executable, *command, *options, *masks], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_in_fork(tmp_path, *command, *options, *masks)
+    assert done.returncode == 0, done.stdout
     table = pd.read_csv(tmp_path / "profile/suite.csv")
     assert {"ig_inside", "mask_area", "acc_own_mixed_rand", "own_bg_gap"} <= set(table.metric)
-    done = subprocess.run([sys.executable, *command, *options, "--masks", "none"], capture_output=True, text=True)
-    assert done.returncode and "`data.masks`: there is no folder none" in done.stderr
+    done = run_in_fork(tmp_path, *command, *options, "--masks", "none")
+    assert done.returncode and "`data.masks`: there is no folder none" in done.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HOME, run_all, run_in
+from conftest import HOME, run_all, run_in, run_one_process
 from PIL import Image
 
 from clarep.files import PACKAGE, DataError, load_json, save_tensors
@@ -100,7 +100,7 @@ def test_its_tests_of_pages_and_tour_pass(project):
 
 def test_its_data_stage_reads_the_images_and_writes_nothing_there(project, images):
     before = {path: path.stat().st_mtime_ns for path in (images, *images.rglob("*"))}
-    run_all(project, (sys.executable, "tests/one_process.py", "data"))
+    run_one_process(project, "data")
     assert before == {path: path.stat().st_mtime_ns for path in (images, *images.rglob("*"))}
     train = Images.load(project / "data/prepared/splits/train.safetensors")
     assert train.class_names == ["kite", "owl", "wren"] and train.labels.bincount().tolist() == [18] * 3

@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from conftest import check_pipeline, copy_of_project, run_all
+from conftest import check_pipeline, copy_of_project, run_all, run_one_process
 from recipes import RECIPES, append_cell
 
 from clarep.pipeline.stage import STAGES
@@ -25,7 +25,8 @@ def own(tmp_path_factory):
         for step in (s for s in RECIPES[title] if s.kind == "python"):
             append_cell(home, step)
     settings = ("python", "-m", "clarep.params", "imagenet-dit-xl", "smoke", "less")
-    run_all(home, ("nbdev-export",), ("nbdev-clean",), settings, ("python", "tests/one_process.py", *STAGES))
+    run_all(home, ("nbdev-export",), ("nbdev-clean",), settings)
+    run_one_process(home, *STAGES)
     return home
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
-from conftest import HOME, copy_of_project, run_all, run_in
+from conftest import HOME, copy_of_project, run_all, run_in, run_one_process
 
 from clarep.clarid.select import Rule
 from clarep.files import fingerprint
@@ -189,7 +189,7 @@ def test_other_objects_go_in_by_params_alone(tmp_path):
     text = re.sub(r"objects:.*", "objects: data/shapes", (home / "params.yaml").read_text())
     text = re.sub(r"class_names:.*", "class_names: [one, two, three]", text)
     (home / "params.yaml").write_text(text)
-    run_all(home, ("python", "tests/one_process.py", "data"))
+    run_one_process(home, "data")
     train = Images.load(home / "data/prepared/splits/train.safetensors")
     assert train.class_names == ["one", "two", "three"] and train.labels.bincount().tolist() == [100, 100, 100]
 
@@ -310,10 +310,10 @@ def test_killed_training_resumes_and_ends_with_the_same_bytes(smoke):
 
 def test_same_seed_in_a_clean_copy_gives_the_same_metrics(smoke, tmp_path):
     """Also where most of the stages share a process."""
-    other, together = copy_of_project(tmp_path), ("python", "tests/one_process.py")
-    settings, alone = ("python", "-m", "clarep.params", "smoke"), ("python", "-m", "clarep.pipeline.stage", "clareps")
-    before, after = ("data", "teacher", "probes", "select"), ("auxiliary", "tune", "student")
-    run_all(other, settings, (*together, *before), alone, (*together, *after))
+    run_all(other := copy_of_project(tmp_path), ("python", "-m", "clarep.params", "smoke"))
+    run_one_process(other, "data", "teacher", "probes", "select")
+    run_all(other, ("python", "-m", "clarep.pipeline.stage", "clareps"))
+    run_one_process(other, "auxiliary", "tune", "student")
     for name in (
         "runs/teacher/metrics.json",
         "runs/clareps/metrics.json",

@@ -126,8 +126,7 @@ def stage_copy(
     notebook, # of a stage
 ):            # changed in place
     "A stage notebook without outputs, with the names and the digest of its code in its metadata."
-    modules = stage_modules(notebook)
-    strip(notebook)
+    modules = stage_modules(strip(notebook))
     notebook.metadata["clarep"] = {"modules": [*import_closure(*modules)], "digest": code_digest(*modules)}
     return notebook
 
