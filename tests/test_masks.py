@@ -24,7 +24,7 @@ SETTINGS = dict.fromkeys([*SOURCE_KEYS, *COUNT_KEYS], None) | {
 }  # fmt: skip
 OVERRIDES = {
     "data": {"name": "imagefolder", "path": "pictures", "n_probe": 600},
-    "probes": {"n": 2, "epochs": 15},
+    "probes": {"n": 1, "epochs": 15},
     "select": {"timesteps": [50]},
     "clareps": {"t_e": 50},
     "directions": {"n_per_class": 3},

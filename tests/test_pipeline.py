@@ -311,9 +311,12 @@ def test_killed_training_resumes_and_ends_with_the_same_bytes(smoke):
 def test_same_seed_in_a_clean_copy_gives_the_same_metrics(smoke, tmp_path):
     """Also where most of the stages share a process."""
     run_all(other := copy_of_project(tmp_path), ("python", "-m", "clarep.params", "smoke"))
-    run_one_process(other, "data", "teacher", "probes", "select")
+    before, after = ("data", "teacher", "probes", "select"), ("auxiliary", "tune", "student")
+    needed = ran(run_in(other, "dvc", "repro", "--dry", "student@cadistill-0"))
+    assert {name.partition("@")[0] for name in needed} == {"prepare", *before, "clareps", *after}
+    run_one_process(other, *before)
     run_all(other, ("python", "-m", "clarep.pipeline.stage", "clareps"))
-    run_one_process(other, "auxiliary", "tune", "student")
+    run_one_process(other, *after)
     for name in (
         "runs/teacher/metrics.json",
         "runs/clareps/metrics.json",
