@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import copy_of_project, run_stages
+from conftest import HOME, copy_of_project, run_stages
 from forks import run_in_fork
 from PIL import Image
 
@@ -24,7 +24,7 @@ SETTINGS = dict.fromkeys([*SOURCE_KEYS, *COUNT_KEYS], None) | {
 }  # fmt: skip
 OVERRIDES = {
     "data": {"name": "imagefolder", "path": "pictures", "n_probe": 600},
-    "probes": {"n": 1, "epochs": 15},
+    "probes": {"n": 2, "epochs": 15},
     "select": {"timesteps": [50]},
     "clareps": {"t_e": 50},
     "directions": {"n_per_class": 3},
@@ -229,9 +229,9 @@ def test_the_command_takes_masks(tmp_path):
     command = ("-m", "clarep.evaluate", str(tmp_path / "student.safetensors"), "--data", str(tmp_path / "pictures"))
     options = ("--preset", "smoke", "--suite", "attribution,backgrounds", "--out", str(tmp_path / "profile"))
     masks = ("--masks", str(tmp_path / "masks"), "--device", "cpu")
-    done = run_in_fork(tmp_path, *command, *options, *masks)
+    done = run_in_fork(HOME, *command, *options, *masks)
     assert done.returncode == 0, done.stdout
     table = pd.read_csv(tmp_path / "profile/suite.csv")
     assert {"ig_inside", "mask_area", "acc_own_mixed_rand", "own_bg_gap"} <= set(table.metric)
-    done = run_in_fork(tmp_path, *command, *options, "--masks", "none")
+    done = run_in_fork(HOME, *command, *options, "--masks", "none")
     assert done.returncode and "`data.masks`: there is no folder none" in done.stdout

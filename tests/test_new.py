@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import HOME, run_all, run_in, run_one_process
+from forks import run_in_fork
 from PIL import Image
 
 from clarep.files import PACKAGE, DataError, load_json, save_tensors
@@ -135,7 +136,8 @@ def test_a_template_without_its_repository_makes_the_same(kind, images, tmp_path
 
 def test_a_new_project_is_a_template_too(project, images, tmp_path):
     flags = ("--name", "owls", "--images", str(images), "--dest", str(tmp_path / "owls"))
-    run_all(project, (sys.executable, "-m", f"{NAME}.pipeline.new", *flags))
+    done = run_in_fork(project, "-m", f"{NAME}.pipeline.new", *flags)
+    assert done.returncode == 0, done.stdout[-3000:]
     sources = [f for f in (tmp_path / "owls").rglob("*") if f.suffix in (".py", ".ipynb")]
     assert len(sources) > 100 and not [f for f in sources if f"from {NAME}" in f.read_text()]
     assert "make new" in (tmp_path / "owls/README.md").read_text()
