@@ -9,7 +9,7 @@ from clarep.files import load_json
 from clarep.params import apply_preset
 from clarep.pipeline.stage import STAGES
 
-LESS = {"data": {"recoloured": False}, "probes": {"n": 1}, "compare": {"seeds": [0]}}
+LESS = {"data": {"recoloured": False}, "probes": {"n": 1, "epochs": 10}, "compare": {"seeds": [0]}}
 PRESETS = sorted(p.stem for p in (HOME / "presets").glob("*.yaml"))
 
 

@@ -11,7 +11,7 @@ from clarep.pipeline.stage import STAGES
 
 LESS = """# The user's arm and method beside the least that is compared
 data: {recoloured: false}
-probes: {n: 1}
+probes: {n: 1, epochs: 20}
 representation: {methods: [clarid, low_frequency, random, high_frequency]}
 compare: {arms: [ce, cadistill, flat-labels], seeds: [0]}
 """

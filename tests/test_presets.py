@@ -44,6 +44,7 @@ def test_what_a_preset_lacks_is_named(name, message, project, monkeypatch):
 def test_whole_pipeline_with_a_text_conditional_teacher(project):
     settings = ("python", "-m", "clarep.params", "text-sd15", "smoke")
     less = {"data": {"recoloured": False}, "representation": {"methods": ["clarid", "random", "low_frequency"]}}
+    less["select"] = {"layers": ["down_blocks.0"], "num_directions": [2, 8]}
     run_stages(project, settings, less, STAGES)
     metrics = {"class_retained", "background_retained"}
     check_pipeline(project, "TextTeacher", ("down_blocks.0", "mid_block"), metrics, {"ce", "cadistill"})
