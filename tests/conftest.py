@@ -79,10 +79,10 @@ def run_one_process(home: Path, *stages: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-def check_missing(home: Path, preset: str, words: list[str]) -> None:
-    """A preset whose files are not there says which, and the command that fetches them."""
+def check_missing(home: Path, preset: str, words: list[str], *command: str) -> None:
+    """A preset whose files are not there says which, and how to fetch them, in the command that DVC would call."""
     run_all(home, ("python", "-m", "clarep.params", preset))
-    done = run_in(home, "dvc", "repro", "teacher")
+    done = run_in(home, "python", "-m", *command)
     text = done.stdout + done.stderr
     assert done.returncode != 0 and all(word in text for word in words), text[-2000:]
 

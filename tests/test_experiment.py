@@ -51,7 +51,7 @@ def test_a_preset_trains_its_teacher_unless_it_names_a_checkpoint(name, tmp_path
 )
 def test_data_that_a_preset_lacks_are_named(name, message, project, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(project / "empty"))
-    check_missing(project, name, [*message])
+    check_missing(project, name, [*message], "clarep.pipeline.stage", "data")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])

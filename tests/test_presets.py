@@ -38,7 +38,7 @@ def project(tmp_path_factory):
 )
 def test_what_a_preset_lacks_is_named(name, message, project, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(project / "empty"))
-    check_missing(project, name, [*message, str(project / "empty")])
+    check_missing(project, name, [*message, str(project / "empty")], "clarep.pipeline.prepare")
 
 
 def test_whole_pipeline_with_a_text_conditional_teacher(project):

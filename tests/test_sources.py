@@ -52,7 +52,7 @@ def home(tmp_path_factory) -> Path:
 
 def test_an_image_folder_goes_in_by_params_alone(home):
     set_data(home, name="imagefolder", path="pictures")
-    done = run_in(home, "dvc", "repro", "data")
+    done = run_in(home, "python", "-m", "clarep.pipeline.stage", "data")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"1 of \d+ images cannot be read: pictures/train/elk/03.png \(.+\); skipped", done.stdout)
     metrics = json.loads((home / "data/prepared/metrics.json").read_text())
