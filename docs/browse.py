@@ -20,6 +20,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+BETWEEN = [{"width": width, "height": 900} for width in (700, 1100, 1200, 1400)]
 LOOKED_AT = ("index", "tour", "results", "stages/representation", "stages/suite", "report/06_profile", "api/clarid")
 SCROLLS = "() => [...document.querySelectorAll('pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -85,11 +86,11 @@ def problems(site: Path, pages: list[str], shots: Path | None = None) -> Iterato
             page.goto(f"{home}/{name}.html", wait_until="load")
             if count := page.evaluate(SCROLLS):
                 found.append(f"{count} code blocks scroll sideways at {WIDE['width']} px")
-            for size in (WIDE, PHONE):
+            for size in (WIDE, *BETWEEN, PHONE):
                 page.set_viewport_size(size)
                 if (excess := page.evaluate(OVERFLOW)) > 0:
                     found.append(f"the page is {excess} px wider than {size['width']} px")
-                for scheme in ("light", "dark") if shots and name in LOOKED_AT else ():
+                for scheme in ("light", "dark") if shots and name in LOOKED_AT and size not in BETWEEN else ():
                     page.emulate_media(color_scheme=scheme)
                     file = shots / f"{name.replace('/', '-')}-{size['width']}-{scheme}.png"
                     page.screenshot(path=file, full_page=True)
