@@ -1,6 +1,5 @@
-"""The stages of params.yaml in one process: python tests/one_process.py STAGE ... (each saves a start)."""
+"""The stages of params.yaml in one process, each without a kernel: what `run_one_process` runs in a fork."""
 
-import gc
 import sys
 from pathlib import Path
 
@@ -30,4 +29,3 @@ if __name__ == "__main__":
         for run in stage_runs(load_params(project_root() / "params.yaml"), stage):
             print(stage, *run, flush=True)
             runner.run_stage(stage, *run)
-    gc.freeze()  # or the end frees every object, for seconds
